@@ -1,0 +1,5 @@
+"""The answers: one small file per lesson, in the order in which they are taught.
+
+``from mha_course import reference`` and then ``reference.attend(q, k, v)``. Every function here is
+what the checks compare a learner's answer with; read them after you have written your own.
+"""
