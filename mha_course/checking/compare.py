@@ -1,0 +1,497 @@
+"""Where an observation differs from the expected one, and what is plain to see about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Observation
+
+# Largest difference allowed, relative to the largest expected number (at least 1). float64 carries the proof:
+# 1e-9 is far above rounding for the sizes used here and far below any mistake. The others are a few units in
+# the last place (2^-23, 2^-10, 2^-7), times a margin for sums in another order.
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+    torch.float16: 5e-3,
+    torch.bfloat16: 3e-2,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way in which an answer is not what was expected.
+
+    Args:
+        kind: "raised", "not written", "too slow", "parameters", "structure", "type", "shape", "dtype",
+            "not finite", "values", "detached", "gradients", "changed", "subclass", "accepted".
+        headline: the card's first line, after the exercise's name.
+        details: further sentences.
+        where: which returned thing, by name ("weights").
+        seen, expected: the tensors or numbers to draw.
+        tolerance: what was used.
+    """
+
+    kind: str
+    headline: str
+    details: tuple[str, ...] = ()
+    where: str = ""
+    seen: Any = None
+    expected: Any = None
+    tolerance: float = 0.0
+
+
+def tolerance_for(expected: Any, override: float | None) -> float:
+    """The absolute difference allowed for this expected tensor or number."""
+    if override is not None:
+        return override
+    if isinstance(expected, Tensor):
+        if not expected.dtype.is_floating_point:
+            return 0.0
+        finite = expected[torch.isfinite(expected)]
+        size = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
+        return TOLERANCE.get(expected.dtype, 1e-9) * size
+    return 1e-9 * max(1.0, abs(expected)) if isinstance(expected, float) else 0.0
+
+
+def close(seen: Any, expected: Any, tolerance: float) -> bool:
+    """Equal up to ``tolerance``; NaN equals NaN, an infinity only itself. Shapes and dtypes must agree."""
+    if isinstance(expected, Tensor) != isinstance(seen, Tensor):
+        return False
+    if isinstance(expected, Tensor):
+        return (
+            seen.shape == expected.shape
+            and seen.dtype == expected.dtype
+            and not bool(wrong_cells(seen, expected, tolerance).any())
+        )
+    if isinstance(expected, (int, float)) and isinstance(seen, (int, float)):
+        if isinstance(expected, bool) != isinstance(seen, bool):
+            return False
+        return (
+            seen == expected or abs(seen - expected) <= tolerance or (seen != seen and expected != expected)
+        )
+    return type(seen) is type(expected) and seen == expected
+
+
+def wrong_cells(seen: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+    """Which elements differ, a boolean tensor of the same shape."""
+    if not expected.dtype.is_floating_point and not expected.dtype.is_complex:
+        return seen != expected
+    a, b = seen.double(), expected.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return ~(same | ((a - b).abs() <= tolerance))
+
+
+def leaves(value: Any, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """The returned things with the names an exercise gives them."""
+    if isinstance(value, (tuple, list)):
+        flat = []
+        for index, item in enumerate(value):
+            name = names[index].split(" (")[0] if len(names) == len(value) else f"item {index}"
+            if isinstance(item, (tuple, list, dict)):
+                flat += [(f"{name}, {inner}", leaf) for inner, leaf in leaves(item, ())]
+            else:
+                flat.append((name, item))
+        return flat
+    if isinstance(value, dict):
+        return [(str(key), item) for key, item in value.items()]
+    return [(names[0].split(" (")[0] if len(names) == 1 else "result", value)]
+
+
+def difference(
+    seen: Observation,
+    expected: Observation,
+    names: tuple[str, ...],
+    tolerance: float | None,
+    may_change: bool,
+) -> Difference | None:
+    """The first thing that is wrong with an observation, in the order in which a tutor would mention it."""
+    if seen.failure is not None:
+        return _failed(seen)
+    if expected.failure is not None:
+        return None  # both sides are compared by the caller (Case.raises)
+    if seen.changed and not may_change:
+        listed = " and ".join(seen.changed)
+        return Difference(
+            "changed",
+            f"your function changed its input {listed}.",
+            (
+                "Whoever called it still needs those numbers. Operations that end in an underscore (`add_`), "
+                "`+=` and `x[…] = …` write into the tensor itself: work on a copy, or use the form that makes a new tensor.",
+            ),
+            where=listed,
+        )
+    found = _structure(seen.value, expected.value, names)
+    if found is not None:
+        return found
+    if _wrong_order(seen.value, expected.value, names, tolerance):
+        return Difference(
+            "structure",
+            "the right things, returned in the wrong order.",
+            (f"Expected {', then '.join(names)}.",),
+        )
+    if seen.odd_types:
+        return Difference(
+            "subclass",
+            f"the result is a {' and a '.join(seen.odd_types)}, not a plain torch.Tensor.",
+            ("Return an ordinary tensor: the next lesson's code relies on its behaviour.",),
+        )
+    for (name, a), (_, b) in zip(leaves(seen.value, names), leaves(expected.value, names)):
+        found = _leaf(name, a, b, tolerance)
+        if found is not None:
+            return found
+    return _gradients(seen, expected, tolerance)
+
+
+def same_behaviour(a: Observation, b: Observation, tolerance: float | None, names: tuple[str, ...]) -> bool:
+    """Whether two answers, both perhaps wrong, did the same thing: how a misconception is recognised."""
+    if (a.failure is None) != (b.failure is None):
+        return False
+    if a.failure is not None and b.failure is not None:
+        return a.failure.types[0] == b.failure.types[0] and a.failure.message == b.failure.message
+    if set(a.changed) != set(b.changed) or a.detached != b.detached:
+        return False
+    if bool(a.gradient_error) != bool(b.gradient_error):
+        return False
+    if _structure(a.value, b.value, names) is not None:
+        return False
+    pairs = list(zip(leaves(a.value, names), leaves(b.value, names)))
+    if not all(close(x, y, tolerance_for(y, tolerance)) for (_, x), (_, y) in pairs):
+        return False
+    if set(a.gradients) == set(b.gradients):
+        for name, x in a.gradients.items():
+            y = b.gradients[name]
+            x = torch.zeros_like(y) if x is None and y is not None else x
+            y = torch.zeros_like(x) if y is None and x is not None else y
+            if x is not None and not close(x, y, max(tolerance_for(y, tolerance), 1e-9)):
+                return False
+    return True
+
+
+def _failed(seen: Observation) -> Difference:
+    failure = seen.failure
+    assert failure is not None
+    if failure.kind == "not written":
+        return Difference("not written", "not written yet.")
+    if failure.kind == "too slow":
+        return Difference(
+            "too slow",
+            f"{failure.message}.",
+            ("The inputs are tiny, so a loop probably never ends: does its condition ever become false?",),
+        )
+    if failure.kind == "parameters":
+        return Difference(
+            "parameters", "the module's parameters are not the expected ones.", (failure.message,)
+        )
+    return Difference(
+        "raised", f"your code raised {failure.types[0]}: {_short(failure.message)}", _explain(failure.message)
+    )
+
+
+def _short(message: str, limit: int = 300) -> str:
+    message = " ".join(message.split())
+    return message if len(message) <= limit else message[: limit - 1] + "…"
+
+
+# What torch says, and what it means for someone who meets it for the first time.
+_EXPLANATIONS = (
+    (
+        ("Can't call numpy() on Tensor that requires grad", "converting a tensor with requires_grad"),
+        "NumPy cannot carry gradients, so nothing before this line could learn. Stay in torch: every step here has a torch form.",
+    ),
+    (
+        (
+            "shapes cannot be multiplied",
+            "must match the size of tensor",
+            "Expected size for first two dimensions",
+        ),
+        "Two shapes do not fit together. Print both `.shape`s just before this line and say each letter aloud.",
+    ),
+    (
+        ("view size is not compatible",),
+        "`view` only relabels memory in its present order; after a transpose that order is another. `reshape` copies where it must.",
+    ),
+    (
+        ("expected scalar type", "must have the same dtype", "same dtype, but got"),
+        "Two dtypes meet. A tensor you make yourself should take its dtype from the inputs.",
+    ),
+    (
+        ("leaf Variable that requires grad",),
+        "This line writes into an input. Work on a copy, or use the form that makes a new tensor.",
+    ),
+    (
+        ("positional argument", "unexpected keyword"),
+        "Compare the parameters in your `def` line with the exercise's.",
+    ),
+)
+
+
+def _explain(message: str) -> tuple[str, ...]:
+    return tuple(text for needles, text in _EXPLANATIONS if any(needle in message for needle in needles))[:1]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if value is None:
+        return "nothing (None)"
+    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+
+
+def _structure(seen: Any, expected: Any, names: tuple[str, ...]) -> Difference | None:
+    wanted = f"{len(names)} things: {', '.join(names)}" if len(names) > 1 else names[0]
+    if seen is None and expected is not None:
+        return Difference(
+            "structure",
+            "your function returned nothing.",
+            ("Does it end with a `return`?", f"Expected: {wanted}."),
+        )
+    if isinstance(expected, (tuple, list)):
+        if not isinstance(seen, (tuple, list)):
+            return Difference("structure", f"returned {_kind(seen)}.", (f"Expected {wanted}.",))
+        if len(seen) != len(expected):
+            return Difference("structure", f"returned {len(seen)} things.", (f"Expected {wanted}.",))
+        for index, (a, b) in enumerate(zip(seen, expected)):
+            name = (names[index],) if len(names) == len(expected) else (f"item {index}",)
+            if (found := _structure(a, b, name)) is not None:
+                return found
+        return None
+    if isinstance(expected, dict):
+        if not isinstance(seen, dict) or set(seen) != set(expected):
+            return Difference(
+                "structure", f"returned {_kind(seen)}.", (f"Expected a dict with {', '.join(expected)}.",)
+            )
+        return None
+    if isinstance(seen, (tuple, list)):
+        return Difference("structure", f"returned {_kind(seen)}.", (f"Expected one thing: {wanted}.",))
+    if isinstance(expected, Tensor) != isinstance(seen, Tensor):
+        article = (
+            _kind(expected) if isinstance(expected, Tensor) else f"{_kind(expected)} (a plain Python number)"
+        )
+        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {article}.",))
+    if expected is None and seen is not None:
+        return Difference("type", f"{_named(names)} is {_kind(seen)}.", ("Expected None here.",))
+    if isinstance(expected, (bool, str)) and type(seen) is not type(expected):
+        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
+    if isinstance(expected, (int, float)) and not isinstance(seen, (int, float)):
+        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
+    return None
+
+
+def _wrong_order(seen: Any, expected: Any, names: tuple[str, ...], tolerance: float | None) -> bool:
+    """A pair whose two halves have changed places."""
+    if not isinstance(expected, (tuple, list)) or len(expected) != 2:
+        return False
+    pairs = list(zip(reversed(seen), expected))
+    straight = list(zip(seen, expected))
+    return _all_close(pairs, tolerance) and not _all_close(straight, tolerance)
+
+
+def _all_close(pairs: list[tuple[Any, Any]], tolerance: float | None) -> bool:
+    return all(
+        not isinstance(b, (tuple, list, dict)) and close(a, b, tolerance_for(b, tolerance)) for a, b in pairs
+    )
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return names[0].split(" (")[0] if names else "the result"
+
+
+def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Difference | None:
+    if not isinstance(expected, Tensor):
+        tolerance = tolerance_for(expected, override)
+        if close(seen, expected, tolerance):
+            return None
+        details = ()
+        if isinstance(seen, float) and seen != seen:
+            details = ("NaN: somewhere 0 was divided by 0, or ∞ met −∞.",)
+        return Difference("values", f"{name} is a wrong number.", details, name, seen, expected, tolerance)
+    if seen.shape != expected.shape:
+        details = [f"{name} has shape {tuple(seen.shape)}, expected {tuple(expected.shape)}."]
+        if seen.dim() >= 2 and seen.shape == expected.mT.shape:
+            details.append("The last two sizes have changed places.")
+        return Difference("shape", f"{name} has the wrong shape.", tuple(details), name, seen, expected)
+    if seen.device != expected.device:
+        return Difference("device", f"{name} is on {seen.device}, expected {expected.device}.", (), name)
+    tolerance = tolerance_for(expected, override)
+    if seen.dtype != expected.dtype:
+        return Difference(
+            "dtype",
+            f"{name} is {_dtype(seen)}, expected {_dtype(expected)}.",
+            (
+                "The result should have the inputs' dtype: compute in another if you like, and come back at the end.",
+            ),
+            name,
+            seen,
+            expected,
+            tolerance,
+        )
+    if expected.dtype.is_floating_point and bool((seen.isnan() & ~expected.isnan()).any()):
+        share = int((seen.isnan() & ~expected.isnan()).sum())
+        return Difference(
+            "not finite",
+            f"{name} has NaN in it ({share} of {seen.numel()} numbers).",
+            ("NaN comes from ∞ − ∞, 0 · ∞ or 0 / 0. Which step can give that for these inputs?",),
+            name,
+            seen,
+            expected,
+            tolerance,
+        )
+    wrong = wrong_cells(seen, expected, tolerance)
+    if not bool(wrong.any()):
+        return None
+    insight = tuple(text for look in _INSIGHTS if (text := look(seen, expected, tolerance)))[:1]
+    return Difference(
+        "values", f"right shape, wrong values in {name}.", insight, name, seen, expected, tolerance
+    )
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _constant_factor(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    a, b = seen.double().flatten(), expected.double().flatten()
+    if not expected.is_floating_point() or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return None
+    size = float(b @ b)
+    factor = float(a @ b) / size if size else 0.0
+    if abs(factor) < 1e-12 or not bool(((a - factor * b).abs() <= tolerance * max(1.0, abs(factor))).all()):
+        return None
+    return f"Every number is {factor:.4g} times the expected one."
+
+
+def _constant_offset(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    gap = seen.double() - expected.double()
+    if (
+        gap.numel() < 2
+        or not bool(torch.isfinite(gap).all())
+        or not bool(((gap - gap.mean()).abs() <= tolerance).all())
+    ):
+        return None
+    return f"Every number is off by the same {float(gap.mean()):+.4g}."
+
+
+def _all_the_same(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    if seen.numel() < 2 or not bool((seen == seen.flatten()[0]).all()):
+        return None
+    return f"Every number of yours is {seen.flatten()[0].item():.4g}."
+
+
+def _transposed(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    if seen.dim() >= 2 and seen.shape[-1] == seen.shape[-2] and close(seen, expected.mT, tolerance):
+        return "These are the right numbers, transposed."
+    return None
+
+
+def _inverted(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    return (
+        "Every True should be False, and the other way round."
+        if seen.dtype == torch.bool and bool((seen != expected).all())
+        else None
+    )
+
+
+def _nearly(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    if expected.dtype != torch.float64 or not bool(torch.isfinite(seen).all()):
+        return None
+    gap = float((seen - expected).abs().max())
+    if gap > 1e-4 * max(1.0, float(expected.abs().max())):
+        return None
+    return f"Very nearly right: the largest difference is {gap:.0e}. Is a part of it computed in float32?"
+
+
+def _one_part(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+    """Wrong in some batch elements, rows or columns only."""
+    wrong = wrong_cells(seen, expected, tolerance)
+    for dim in range(wrong.dim()):
+        if wrong.shape[dim] < 2:
+            continue
+        others = [d for d in range(wrong.dim()) if d != dim]
+        bad = wrong.any(dim=others) if others else wrong
+        if 0 < int(bad.sum()) < bad.numel():
+            places = bad.nonzero().flatten().tolist()
+            shown = ", ".join(map(str, places[:6])) + ("…" if len(places) > 6 else "")
+            what = {0: "first"}.get(dim, "last" if dim == wrong.dim() - 1 else f"number {dim + 1}")
+            return f"Only some are wrong: index {shown} of the {what} dimension (size {bad.numel()}); the rest is right."
+    return None
+
+
+_INSIGHTS: tuple[Callable[[Tensor, Tensor, float], str | None], ...] = (
+    _inverted,
+    _nearly,
+    _all_the_same,
+    _transposed,
+    _constant_factor,
+    _constant_offset,
+    _one_part,
+)
+
+
+def _gradients(seen: Observation, expected: Observation, override: float | None) -> Difference | None:
+    if not expected.gradients or expected.detached:
+        return None
+    if seen.detached:
+        return Difference(
+            "detached",
+            "right numbers, but they are cut off from their inputs: nothing could learn through them.",
+            (
+                "The result has no gradient. `.detach()`, `.data`, `.item()`, `torch.tensor(x)`, NumPy and "
+                "`torch.no_grad()` all cut the thread.",
+            ),
+        )
+    if seen.gradient_error:
+        return Difference(
+            "gradients",
+            "right numbers, but the backward pass fails.",
+            (
+                f"torch says: {_short(seen.gradient_error, 160)}",
+                "Usually a tensor that the gradient still needs was overwritten in place.",
+            ),
+        )
+    for name, b in expected.gradients.items():
+        a = seen.gradients.get(name)
+        if b is None:
+            continue
+        if a is None:
+            if not bool(b.any()):
+                continue
+            return Difference(
+                "gradients",
+                f"right numbers, but no gradient reaches {name}.",
+                (
+                    "Somewhere on the way from it to the result the thread is cut (`detach`, `.data`, `no_grad`).",
+                ),
+                name,
+            )
+        tolerance = max(tolerance_for(b, override), 10 * tolerance_for(b, None))
+        if a.shape == b.shape and not bool(wrong_cells(a, b, tolerance).any()):
+            continue
+        if bool(a.isnan().any()):
+            return Difference(
+                "gradients",
+                f"right numbers, but the gradient of {name} is NaN.",
+                (
+                    "A step that is finite forwards can be infinite backwards: look for √0, 0/0 or −∞ that is cut out afterwards.",
+                ),
+                name,
+                a,
+                b,
+                tolerance,
+            )
+        return Difference(
+            "gradients",
+            f"right numbers, but the gradient of {name} is wrong.",
+            ("A part of the computation is cut off from it, or counted twice.",),
+            name,
+            a,
+            b,
+            tolerance,
+        )
+    return None

@@ -1,0 +1,122 @@
+"""Which known misconception would have given this answer? They are asked one by one, by running them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .calls import Answer, Call, LocalAnswer, Observation
+from .compare import same_behaviour
+from .exercise import Case, Exercise, Misconception
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case, ready to be put to an answer, with what the reference gave.
+
+    Args:
+        case: as declared.
+        call: the request.
+        expected: the reference's observation.
+    """
+
+    case: Case
+    call: Call
+    expected: Observation
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A misconception (or two at once) that explains everything that was seen."""
+
+    misconceptions: tuple[Misconception, ...]
+
+    @property
+    def id(self) -> str:
+        return " + ".join(m.id for m in self.misconceptions)
+
+
+def looked_at(trial: Trial, observation: Observation) -> Observation:
+    """The observation as the case compares it: with ``look_at`` in place of the value, where there is one.
+
+    A value that cannot be looked at (it is not even of the right kind) stays as it is.
+    """
+    if trial.case.look_at is None or observation.failure is not None:
+        return observation
+    try:
+        return replace(observation, value=trial.case.look_at(observation.value, trial.call.inputs))
+    except Exception:
+        return observation
+
+
+def candidates(exercise: Exercise) -> Iterator[tuple[Cause, Callable[..., Any]]]:
+    """Every known wrong implementation: the single ones first, then pairs in different parts."""
+    for misconception in exercise.misconceptions:
+        for wrong in implementations(exercise, misconception):
+            yield Cause((misconception,)), wrong
+    in_parts = [m for m in exercise.misconceptions if m.part and exercise.assemble]
+    for a, b in itertools.combinations(in_parts, 2):
+        if not set(a.part) & set(b.part):
+            yield Cause((a, b)), exercise.assemble(**a.part, **b.part)
+
+
+def implementations(exercise: Exercise, misconception: Misconception) -> list[Callable[..., Any]]:
+    """The runnable forms of one misconception."""
+    found = [misconception.wrong] if misconception.wrong is not None else []
+    if misconception.part is not None:
+        if exercise.assemble is None:
+            raise ValueError(
+                f"{exercise.name}: {misconception.id} has a part, but the exercise no `assemble`"
+            )
+        found.append(exercise.assemble(**misconception.part))
+    return [*found, *misconception.also]
+
+
+def diagnose(
+    exercise: Exercise,
+    trials: list[Trial],
+    seen: list[Observation],
+    failing: int,
+    more: Callable[[int], list[Trial]],
+    answer: Answer,
+) -> Cause | None:
+    """The misconception that behaves as the answer did, on every case.
+
+    Args:
+        trials: all cases.
+        seen: the answer's observations of them.
+        failing: index of the first case that went wrong; candidates are tried on it first.
+        more: gives further trials (for a number), to tell apart two that explain everything so far.
+        answer: asked again only for those.
+    """
+    order = [failing, *(i for i in range(len(trials)) if i != failing)]
+    names = exercise.returns
+
+    def explains(wrong: Callable[..., Any], trials: list[Trial], seen: list[Observation], order) -> bool:
+        local = LocalAnswer(wrong)
+        for i in order:
+            theirs = looked_at(trials[i], local.observe(_asked(trials[i].call)))
+            if not same_behaviour(looked_at(trials[i], seen[i]), theirs, trials[i].case.tolerance, names):
+                return False
+        return True
+
+    left: list[tuple[Cause, Callable[..., Any]]] = []
+    for cause, wrong in candidates(exercise):
+        if len(cause.misconceptions) > 1 and left:
+            break  # one mistake that explains all is likelier than two
+        if explains(wrong, trials, seen, order):
+            left.append((cause, wrong))
+    for round_ in (1, 2):
+        if len({cause.id for cause, _ in left}) < 2:
+            break
+        further = more(round_)
+        observed = [answer.observe(trial.call) for trial in further]
+        left = [pair for pair in left if explains(pair[1], further, observed, range(len(further)))] or left
+    return left[0][0] if left else None
+
+
+def _asked(call: Call) -> Call:
+    """The same call without the watching: known wrong answers may use whatever they like."""
+    return replace(call, forbidden=(), reference_allowed=None, seconds=min(call.seconds, 5.0))

@@ -1,0 +1,214 @@
+"""What an answer may not do, seen while it runs: forbidden calls, and mistakes with devices.
+
+Nothing here reads source code: aliases are seen, comments are not. It is a help for honest learners and
+no lock: whoever wants to hide a call from Python inside the same process can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+REFERENCE_FOLDER = str(Path(__file__).parents[1] / "reference")
+
+# Names of torch's functions and kernels, matched as parts of the name: new kernels (flash, efficient,
+# cudnn, "…_for_cpu") carry the same stem.
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "ready-made attention": (
+        "scaled_dot_product",
+        "_flash_attention",
+        "_efficient_attention",
+        "multi_head_attention",
+        "MultiheadAttention.forward",
+        "_transformer_encoder_layer_fwd",
+        "flex_attention",
+    ),
+    "ready-made softmax": ("softmax", "softmin"),
+}
+
+
+class _Functions(TorchFunctionMode):
+    """Sees calls of torch's functions and tensor methods."""
+
+    def __init__(self, note: Callable[[str], None]):
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.note(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+class _Kernels(TorchDispatchMode):
+    """Sees the kernels that are reached in the end, whatever name led there."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # the default imports torch's whole compiler at the first call
+        return False
+
+    def __init__(self, note: Callable[[str], None]):
+        super().__init__()
+        self.note = note
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.note(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def watching(groups: tuple[str, ...], reference_allowed: tuple[str, ...] | None) -> Iterator[list[str]]:
+    """Collect the names of forbidden things that are called inside the block.
+
+    Args:
+        groups: keys of `FORBIDDEN`.
+        reference_allowed: functions of ``mha_course.reference`` that may be called; ``None``: all may.
+    """
+    stems = tuple(stem for group in groups for stem in FORBIDDEN[group])
+    used: list[str] = []
+
+    def note(name: str) -> None:
+        if any(stem in name for stem in stems) and name not in used:
+            used.append(name)
+
+    def profile(frame, event, _argument):
+        if event != "call":
+            return
+        code = frame.f_code
+        if code.co_filename.startswith(REFERENCE_FOLDER):
+            caller = frame.f_back
+            inside = caller is not None and caller.f_code.co_filename.startswith(REFERENCE_FOLDER)
+            owner = code.co_qualname.split(".")[0]
+            if not inside and reference_allowed is not None and owner not in reference_allowed:
+                name = f"mha_course.reference.{owner}"
+                if name not in used:
+                    used.append(name)
+        elif stems and "torch" in code.co_filename:
+            note(code.co_qualname)
+
+    before = sys.getprofile()
+    with contextlib.ExitStack() as stack:
+        if stems:
+            stack.enter_context(_Functions(note))
+            stack.enter_context(_Kernels(note))
+        sys.setprofile(profile)
+        threading.setprofile(profile)
+        try:
+            yield used
+        finally:
+            sys.setprofile(before)
+            threading.setprofile(None)
+
+
+# ---------------------------------------------------------------- a GPU that is not there
+
+
+class WaitsForTheDevice(RuntimeError):
+    """The answer needs a number's value on the host: on a GPU, everything waits for it."""
+
+
+class _PretendCuda(TorchFunctionMode):
+    """Lets fake CUDA tensors work in a build of torch that has no CUDA at all.
+
+    There, a few entry points (indexing, ``.to``) look for a CUDA device before they reach the fake
+    tensor, and building a graph ends the whole process. So: no graph is ever built here, and a call
+    that finds no CUDA is made again on meta tensors, its results labelled as on the GPU.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if func is torch._C._set_grad_enabled:
+            return None
+        if name == "requires_grad_":
+            return args[0]
+        if name == "__set__" and "requires_grad" in repr(getattr(func, "__self__", "")):
+            return None
+        kwargs.pop("requires_grad", None)
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, AssertionError) as error:
+            if "not linked with support for" not in str(error) and "not compiled with CUDA" not in str(error):
+                raise
+        return self._on_meta(func, name, args, kwargs)
+
+    def _on_meta(self, func, name, args, kwargs):
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        moving = name in ("to", "cuda", "cpu", "__getitem__", "__setitem__", "copy_")
+        if not moving and len({leaf.device.type for leaf in leaves if leaf.dim()}) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu")
+        if name in ("item", "__float__", "__int__", "__bool__", "tolist", "__index__", "numpy"):
+            raise WaitsForTheDevice(name)
+        target = "cpu" if name == "cpu" else ("cuda" if name in ("to", "cuda") else None)
+        if target is None:
+            on_gpu = leaves and leaves[0].device.type == "cuda"
+            target = "cuda" if on_gpu or not leaves else "cpu"
+
+        def twin(leaf):
+            if not isinstance(leaf, Tensor):
+                return "meta" if isinstance(leaf, torch.device) or leaf in ("cuda", "cuda:0") else leaf
+            return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+
+        def label(leaf):
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=target)
+
+        return tree_map(
+            label, func(*tree_map(_tensor_safe(twin), args), **tree_map(_tensor_safe(twin), kwargs))
+        )
+
+
+def _tensor_safe(twin: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(leaf):
+        return twin(leaf) if isinstance(leaf, (Tensor, torch.device, str)) else leaf
+
+    return apply
+
+
+@contextlib.contextmanager
+def pretend_cuda() -> Iterator[Callable[[Tensor], Tensor]]:
+    """A block in which tensors can be on a CUDA device that does not exist; they have shapes, no values.
+
+    Gives a function that turns a tensor into its twin on that device.
+    Source: FakeTensorMode, https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def to_gpu(x: Tensor) -> Tensor:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _PretendCuda():
+        yield to_gpu
+
+
+def move_module(module: torch.nn.Module, to_gpu: Callable[[Tensor], Tensor]) -> None:
+    """What ``module.to("cuda")`` does: parameters and buffers move, plain attributes stay."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = torch.nn.Parameter(to_gpu(parameter), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = to_gpu(buffer)
+
+
+def device_mistake(error: BaseException) -> str | None:
+    """Which device mistake an exception under `pretend_cuda` stands for: "mixed", "waits", or none."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, WaitsForTheDevice) or name == "DataDependentOutputException":
+        return "waits"
+    if ".numpy() is not supported" in text or "meta tensors" in text:
+        return "waits"
+    if "same device" in text or "two different devices" in text or name == "FakeTensorDeviceMismatchError":
+        return "mixed"
+    return None

@@ -1,0 +1,322 @@
+"""What a learner sees: one line when all is right, one short card when it is not.
+
+A card is data first; `as_text` and `as_html` draw it. Nothing depends on colour alone, and nothing is
+written to stderr (nbgrader takes that for a failure).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compare import wrong_cells
+
+WIDTH = 78
+ROWS, COLUMNS = 6, 7
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A small table of numbers: at most `ROWS` × `COLUMNS` of them.
+
+    Args:
+        title: "yours" or "expected".
+        cells: what to print, row by row.
+        marked: which cells are wrong.
+        more: whether the tensor has more rows or columns than are drawn.
+    """
+
+    title: str
+    cells: tuple[tuple[str, ...], ...]
+    marked: tuple[tuple[bool, ...], ...]
+    more: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One message.
+
+    Args:
+        status: "right", "wrong", "not written" or "borrowed".
+        title: the exercise's name.
+        headline: what is the matter, in half a line.
+        lines: what was seen and expected, a sentence each.
+        grids: yours and expected, side by side.
+        grid_note: what part of which tensor the grids show.
+        cause: the likely cause, in a tutor's words.
+        hint: what to open or do next.
+        code: the learner's own lines that raised: (function, line number, code).
+        notes: warnings and prints of the answer.
+    """
+
+    status: str
+    title: str
+    headline: str
+    lines: tuple[str, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    grid_note: str = ""
+    cause: str = ""
+    hint: str = ""
+    code: tuple[tuple[str, int, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+SIGNS = {"right": "✓", "wrong": "✗", "not written": "○", "borrowed": "◇"}
+# Okabe and Ito's palette: told apart by people with any kind of colour vision, on white and on black.
+COLOURS = {"right": "#009e73", "wrong": "#d55e00", "not written": "#7f7f7f", "borrowed": "#56b4e9"}
+
+
+# ----------------------------------------------------------------------------------------- grids
+
+
+def grids(seen: Any, expected: Any, tolerance: float) -> tuple[tuple[Grid, ...], str]:
+    """Yours beside expected, cut down to the part where the first wrong number stands.
+
+    Args:
+        seen: the learner's tensor (or number).
+        expected: the right one.
+        tolerance: the absolute difference allowed.
+
+    Returns:
+        the grids, and a note saying which part they show.
+    """
+    if not isinstance(seen, Tensor) or not isinstance(expected, Tensor):
+        return (), ""
+    if seen.shape != expected.shape:
+        return _shapes_only(seen, expected)
+    if seen.numel() == 0:
+        return (), ""
+    wrong = (
+        wrong_cells(seen, expected, tolerance)
+        if seen.dtype == expected.dtype
+        else torch.zeros_like(seen).bool()
+    )
+    first = wrong.nonzero()[0].tolist() if bool(wrong.any()) else [0] * seen.dim()
+    lead, rows, columns = first[:-2], *([0, 0] + first)[-2:]
+    a, b, w = (_two_dimensional(x, lead) for x in (seen, expected, wrong))
+    top, left = _window(rows, a.shape[0], ROWS), _window(columns, a.shape[1], COLUMNS)
+    cut = (slice(top, top + ROWS), slice(left, left + COLUMNS))
+    more = a.shape[0] > ROWS or a.shape[1] > COLUMNS
+    a, b, w = a[cut], b[cut], w[cut]
+    decimals = _decimals(a, b)
+    marked = tuple(tuple(row) for row in w.tolist())
+    blank = tuple(tuple(False for _ in row) for row in w.tolist())
+    note = f"[{', '.join(map(str, lead))}, …]" if lead else ""
+    if more:
+        note += f" rows {top}–{top + a.shape[0] - 1}, columns {left}–{left + a.shape[1] - 1}"
+    return (
+        Grid("yours", _cells(a, decimals), marked, more),
+        Grid("expected", _cells(b, decimals), blank, more),
+    ), note.strip()
+
+
+def _shapes_only(seen: Tensor, expected: Tensor) -> tuple[tuple[Grid, ...], str]:
+    if not 0 < seen.dim() <= 3 or not 0 < expected.dim() <= 3 or not seen.numel() or not expected.numel():
+        return (), ""
+    drawn = []
+    for title, x in (("yours", seen), ("expected", expected)):
+        flat = _two_dimensional(x, [0] * (x.dim() - 2))
+        cut = flat[:ROWS, :COLUMNS]
+        blank = tuple(tuple(False for _ in row) for row in cut.tolist())
+        more = flat.shape[0] > ROWS or flat.shape[1] > COLUMNS
+        drawn.append(Grid(f"{title} {tuple(x.shape)}", _cells(cut, 2), blank, more))
+    return tuple(drawn), "the first of the batch" if max(seen.dim(), expected.dim()) > 2 else ""
+
+
+def _two_dimensional(x: Tensor, lead: list[int]) -> Tensor:
+    x = x[tuple(lead)] if lead else x
+    while x.dim() < 2:
+        x = x.unsqueeze(0)
+    return x
+
+
+def _window(index: int, size: int, shown: int) -> int:
+    return max(0, min(index - shown // 2, size - shown)) if size > shown else 0
+
+
+def _decimals(a: Tensor, b: Tensor) -> int:
+    if not a.is_floating_point():
+        return 0
+    gap = (a.double() - b.double()).abs()
+    gap = gap[torch.isfinite(gap) & (gap > 0)]
+    if not gap.numel():
+        return 2
+    return min(9, max(2, math.ceil(-math.log10(float(gap.max()))) + 1))
+
+
+def _cells(x: Tensor, decimals: int) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(number(value, decimals) for value in row) for row in x.tolist())
+
+
+def number(value: Any, decimals: int = 3) -> str:
+    """A number as a person would write it: ∞, NaN, True, no needless digits."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if abs(value) >= 1e5:
+        return f"{value:.2g}"
+    return f"{value:.{decimals}f}"
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+def as_text(card: Card) -> str:
+    """The card for a terminal, at most `WIDTH` columns wide."""
+    head = f"{SIGNS[card.status]} {card.title}: {card.headline}"
+    out = [textwrap.fill(head, WIDTH, subsequent_indent="  ")]
+    out += [textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  ") for line in card.lines]
+    for function, line, code in card.code:
+        out.append(f"    {function}, line {line}:  {code}")
+    if card.grids:
+        out += ["", *_grids_as_text(card), ""]
+    if card.cause:
+        out.append(textwrap.fill(f"→ {card.cause}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+    if card.hint:
+        out.append(textwrap.fill(card.hint, WIDTH, initial_indent="  ", subsequent_indent="  "))
+    out += [
+        textwrap.fill(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+        for note in card.notes
+    ]
+    return "\n".join(out)
+
+
+def _grids_as_text(card: Card) -> list[str]:
+    blocks = [_grid_as_text(grid) for grid in card.grids]
+    note = [f"    {card.grid_note}"] if card.grid_note else []
+    if sum(len(block[0]) for block in blocks) + 4 * len(blocks) + 4 > WIDTH:
+        return [line for block in blocks for line in [*("    " + text.rstrip() for text in block), ""]][
+            :-1
+        ] + note
+    height = max(map(len, blocks))
+    padded = [block + [" " * len(block[0])] * (height - len(block)) for block in blocks]
+    lines = ["    " + "     ".join(parts).rstrip() for parts in zip(*padded)]
+    if any(mark for grid in card.grids for row in grid.marked for mark in row):
+        note.append("    ✗ marks the numbers that differ")
+    return lines + note
+
+
+def _grid_as_text(grid: Grid) -> list[str]:
+    texts = [
+        [cell + ("✗" if bad else " ") for cell, bad in zip(row, marks)]
+        for row, marks in zip(grid.cells, grid.marked)
+    ]
+    width = max((len(text) for row in texts for text in row), default=1)
+    lines = ["│ " + " ".join(text.rjust(width) for text in row) + "│" for row in texts]
+    if grid.more:
+        lines.append("│ …")
+    size = max(len(grid.title), *(len(line) for line in lines))
+    return [grid.title.ljust(size), *(line.ljust(size) for line in lines)]
+
+
+# ------------------------------------------------------------------------------------------ html
+
+_BOX = (
+    "border-left:5px solid {colour};padding:6px 14px;margin:4px 0;max-width:760px;line-height:1.5;"
+    "font-family:var(--jp-content-font-family,system-ui,sans-serif);font-size:var(--jp-content-font-size1,14px);"
+    "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
+)
+_MONO = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
+_SOFT = "color:var(--jp-content-font-color2,inherit)"
+
+
+def as_html(card: Card) -> str:
+    """The card for a notebook: readable in JupyterLab's light and dark themes and in exported HTML.
+
+    Everything that came from the learner's code is escaped; only inline styles are used.
+    """
+    colour = COLOURS[card.status]
+    parts = [
+        f'<div><span style="color:{colour};font-weight:700">{SIGNS[card.status]}</span> '
+        f"<b>{html.escape(card.title)}</b>: {_inline(card.headline)}</div>"
+    ]
+    parts += [f'<div style="{_SOFT}">{_inline(line)}</div>' for line in card.lines]
+    parts += [
+        f'<div style="{_MONO};margin:4px 0 4px 1em">{html.escape(function)}, line {line}: &nbsp;'
+        f"<b>{html.escape(code)}</b></div>"
+        for function, line, code in card.code
+    ]
+    if card.grids:
+        boxes = "".join(_grid_as_html(grid) for grid in card.grids)
+        parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:28px;margin:8px 0 2px 0">{boxes}</div>')
+        note = [card.grid_note] if card.grid_note else []
+        if any(mark for grid in card.grids for row in grid.marked for mark in row):
+            note.append("✗ marks the numbers that differ")
+        if note:
+            parts.append(f'<div style="{_SOFT};font-size:0.9em">{_inline("; ".join(note))}</div>')
+    if card.cause:
+        parts.append(f'<div style="margin-top:6px">→ {_inline(card.cause)}</div>')
+    if card.hint:
+        parts.append(f'<div style="margin-top:2px;{_SOFT}">{_inline(card.hint)}</div>')
+    parts += [f'<div style="{_SOFT};font-size:0.9em">note: {_inline(note)}</div>' for note in card.notes]
+    return f'<div style="{_BOX.format(colour=colour)}">{"".join(parts)}</div>'
+
+
+def _inline(text: str) -> str:
+    """Escaped text in which `code`, *stress* and `` ` `` work as in Markdown."""
+    pieces = html.escape(text).split("`")
+    if len(pieces) % 2 == 0:
+        return html.escape(text)
+    out = []
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            out.append(f'<code style="{_MONO}">{piece}</code>')
+        else:
+            out.append(_stressed(piece))
+    return "".join(out)
+
+
+def _stressed(text: str) -> str:
+    import re
+
+    return re.sub(r"(?<![\w*])\*(\w[^*]*?\w|\w)\*(?![\w*])", r"<em>\1</em>", text)
+
+
+def _grid_as_html(grid: Grid) -> str:
+    rows = []
+    for cells, marks in zip(grid.cells, grid.marked):
+        row = "".join(
+            f'<td style="padding:1px 7px;text-align:right;border:{"2px solid #d55e00" if bad else "1px solid rgba(128,128,128,.35)"};'
+            f'{"font-weight:700" if bad else ""}">{html.escape(cell)}{" ✗" if bad else ""}</td>'
+            for cell, bad in zip(cells, marks)
+        )
+        rows.append(
+            f"<tr style='background:transparent'>{row}{'<td style=border:none>…</td>' if grid.more else ''}</tr>"
+        )
+    return (
+        f'<div><div style="{_SOFT};font-size:0.9em">{html.escape(grid.title)}</div>'
+        f'<table style="border-collapse:collapse;margin:2px 0;{_MONO};color:inherit">{"".join(rows)}</table></div>'
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one examination.
+
+    Args:
+        name: the exercise's name.
+        status: "right", "wrong", "not written" or "borrowed".
+        cause: the misconception's id (two joined by " + "), or the kind of difference; "" when right.
+        checked: how many things were compared.
+        seconds: how long it took.
+        card: what to show.
+        named: whether `cause` is one of the exercise's misconceptions.
+    """
+
+    name: str
+    status: str
+    card: Card
+    cause: str = ""
+    checked: int = 0
+    seconds: float = 0.0
+    named: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
