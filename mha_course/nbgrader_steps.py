@@ -49,9 +49,9 @@ class Settle(NbGraderPreprocessor):
 class RestoreCells(NbGraderPreprocessor):
     """Bring a submission's marked cells back to what was released, whatever happened to them.
 
-    Stands for nbgrader's DeduplicateIds and OverwriteCells, with which one copied check cell, or one cell with
-    broken marks, ends the grading of *everybody* (nbgrader#1083), and a deleted check cell lowers the maximum.
-    A cell that was not released keeps its text and is the learner's own.
+    Stands for nbgrader's DeduplicateIds and OverwriteCells, with which one copied check cell, or one cell
+    with broken marks, ends the grading of *everybody* (nbgrader#1083), and a deleted check cell lowers the
+    maximum. A cell that was not released keeps its text and is the learner's own.
     """
 
     def preprocess(self, nb, resources):

@@ -269,9 +269,7 @@ def problems_in_outputs(nb, file: str) -> list[Problem]:
             elif output.output_type == "stream" and output.name == "stderr":
                 found.append(Problem(file, where, f"writes to stderr: {output.text.strip()}"))
             elif output.output_type == "execute_result" and is_graded(cell):
-                found.append(
-                    Problem(file, where, "is graded and ends in a value; nbgrader takes it for a score")
-                )
+                found.append(Problem(file, where, "ends in a value, which nbgrader takes for the score"))
     return found
 
 

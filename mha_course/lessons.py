@@ -1,0 +1,369 @@
+"""The lessons: which there are, the learner's own copies of them, and how far the learner is.
+
+A learner never works in ``notebooks/``, which git follows, but in copies under ``work/``, which it ignores:
+
+    work/01_one_head/01_one_head.ipynb   the learner's own
+    work/.handed_out.json                for each file the hash of what was handed out
+    work/progress.json                   which exercises are done
+    work/backups/                        what ``mha-course reset`` replaced
+
+Nothing here imports torch: starting the course must not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HANDED_OUT = ".handed_out.json"
+PROGRESS = "progress.json"
+STATUSES = ("borrowed", "quiz", "passed")  # a later one is never replaced by an earlier one
+
+
+class LessonError(Exception):
+    """Something a learner can put right; its text says how."""
+
+
+# --- which lessons there are --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson as it is released.
+
+    Args:
+        folder: its folder's name ("01_one_head").
+        title: the first heading of its first notebook, without the number ("One head").
+        notebooks: paths of its notebooks, relative to the repository's ``notebooks/`` folder.
+        checked: names of its exercises and questions, in their order.
+    """
+
+    folder: str
+    title: str
+    notebooks: tuple[str, ...]
+    checked: tuple[str, ...]
+
+    @property
+    def number(self) -> str:
+        return self.folder.split("_", 1)[0]
+
+
+def lessons(root: Path | None = None) -> list[Lesson]:
+    """All released lessons, in order. ``root`` is the repository's folder; by default this one."""
+    root = Path(root or ROOT)
+    found = []
+    for folder in sorted((root / "notebooks").glob("[0-9]*_*")):
+        notebooks = sorted(folder.glob("*.ipynb"))
+        if notebooks:
+            cells = [cell for notebook in notebooks for cell in read_cells(notebook)]
+            paths = tuple(f"{folder.name}/{notebook.name}" for notebook in notebooks)
+            found.append(Lesson(folder.name, title_in(cells) or folder.name, paths, checked_in(cells)))
+    return found
+
+
+def find(name: str, root: Path | None = None) -> Lesson:
+    """The lesson that is called ``name``: its number ("01", "1"), folder or notebook.
+
+    Raises:
+        LessonError: there is none; the text lists what there is.
+    """
+    wanted = Path(name).name.removesuffix(".ipynb")
+    known = lessons(root)
+    for lesson in known:
+        stems = [Path(path).stem for path in lesson.notebooks]
+        if wanted in (lesson.folder, lesson.folder.split("_", 1)[1], lesson.number, *stems):
+            return lesson
+        if wanted.isdecimal() and int(wanted) == int(lesson.number):
+            return lesson
+    listed = "".join(f"\n  {lesson.number}  {lesson.title}" for lesson in known) or "\n  none yet"
+    raise LessonError(f"There is no lesson {name!r}. There are:{listed}")
+
+
+def read_cells(notebook: Path) -> list[dict]:
+    """A notebook's cells as plain dicts; none where the file cannot be read."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def title_in(cells: list[dict]) -> str | None:
+    """The text of the first heading: "One head" for ``# 01 · One head``."""
+    for cell in cells:
+        if cell.get("cell_type") == "markdown":
+            heading = re.search(r"^#+\s+(?:\d+\s*[·.:-]\s*)?(.+?)\s*$", "".join(cell["source"]), re.MULTILINE)
+            if heading:
+                return heading[1]
+    return None
+
+
+def checked_in(cells: list[dict]) -> tuple[str, ...]:
+    """Names of what is checked, from the grade ids of the check cells ("check_attend")."""
+    marks = [cell.get("metadata", {}).get("nbgrader") or {} for cell in cells]
+    ids = [mark.get("grade_id", "") for mark in marks if mark.get("grade")]
+    return tuple(name.removeprefix("check_") for name in ids if name.startswith("check_"))
+
+
+# --- the learner's own copies -------------------------------------------------------------------
+
+
+def open_workspace(root: Path | None = None) -> tuple[Path, list[str]]:
+    """Hand out every lesson into ``work/``, without ever replacing what a learner has changed.
+
+    A file that is still as it was handed out follows the release. Of a changed one the new version is
+    laid beside it, once. A deleted one is handed out again.
+
+    Returns:
+        the path of lesson 00's notebook (of the first lesson there is) in ``work/``, and what there is
+        to tell the learner, line by line.
+
+    Raises:
+        LessonError: there is no lesson, or ``work/`` cannot be written.
+    """
+    root = Path(root or ROOT)
+    known = lessons(root)
+    if not known:
+        raise LessonError(
+            f"There are no lessons in {root / 'notebooks'}. Is this a complete copy of the course?"
+        )
+    work = root / "work"
+    with writing_in(work):
+        first_time = not (work / HANDED_OUT).exists()
+        handed_out = read_json(work / HANDED_OUT)
+        messages = []
+        for lesson in known:
+            for path in released_files(root, lesson):
+                messages += hand_out(root, path, handed_out)
+        write_json(work / HANDED_OUT, handed_out)
+    if first_time:
+        messages = ["Your own copies of the lessons are in work/. Change them as you like: git ignores them."]
+    return work / known[0].notebooks[0], messages
+
+
+def hand_out(root: Path, path: str, handed_out: dict) -> list[str]:
+    """Bring one file of ``notebooks/`` to ``work/`` and note its hash. Gives what to tell the learner."""
+    released, own = root / "notebooks" / path, root / "work" / path
+    new, entry = hash_of(released), handed_out.setdefault(path, {})
+    given = entry.get("given")
+
+    if not own.exists():
+        copy(released, own)
+        handed_out[path] = {"given": new}
+        return [f"work/{path} was gone: here is a fresh one."] if given else []
+    current = hash_of(own)
+    if current == new or given is None:  # given is None: the notes were lost; what is there is the learner's
+        handed_out[path] = {"given": new}
+    elif given != new and current == given:
+        copy(released, own)
+        handed_out[path] = {"given": new}
+        return [f"work/{path} was updated; you had not changed it."]
+    elif given != new and entry.get("beside") != new:
+        beside = unused(own.with_name(f"{own.stem} (updated {today()}){own.suffix}"))
+        copy(released, beside)
+        entry["beside"] = new
+        return [f"work/{path} has a new version. Yours is untouched; the new one is beside it: {beside.name}"]
+    return []
+
+
+def reset(name: str, root: Path | None = None) -> list[str]:
+    """Put a lesson's released files back into ``work/``, after a backup of what was there.
+
+    Progress is kept.
+
+    Args:
+        name: the lesson ("01", "01_one_head").
+
+    Returns:
+        what was done, line by line.
+
+    Raises:
+        LessonError: no such lesson, or ``work/`` cannot be written.
+    """
+    root = Path(root or ROOT)
+    lesson = find(name, root)
+    work = root / "work"
+    own, messages = work / lesson.folder, []
+    with writing_in(work):
+        handed_out = read_json(work / HANDED_OUT)
+        paths = released_files(root, lesson)
+        changed = [path for path in paths if not same(root / "notebooks" / path, work / path)]
+        if not changed and own.exists():
+            return [f"work/{lesson.folder} is already as it was released."]
+        if own.exists():
+            backup = unused(work / "backups" / f"{lesson.folder} {datetime.now():%Y-%m-%d %H.%M.%S}")
+            shutil.copytree(own, backup)
+            messages.append(f"Your version is kept in {backup.relative_to(root).as_posix()}")
+        for path in changed:
+            copy(root / "notebooks" / path, work / path)
+        for path in paths:
+            handed_out[path] = {"given": hash_of(root / "notebooks" / path)}
+        write_json(work / HANDED_OUT, handed_out)
+    return [*messages, f"work/{lesson.folder} is as it was released."]
+
+
+def released_files(root: Path, lesson: Lesson) -> list[str]:
+    """Paths of everything in a lesson's release, relative to ``notebooks/``."""
+    folder = root / "notebooks" / lesson.folder
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    paths = (path.relative_to(root / "notebooks") for path in files)
+    return [path.as_posix() for path in paths if ".ipynb_checkpoints" not in path.parts]
+
+
+def today() -> str:
+    return f"{datetime.now():%Y-%m-%d}"
+
+
+def unused(path: Path) -> Path:
+    """This path, or the first of ``name 2``, ``name 3`` … that is not there yet."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem} {number}{path.suffix}")
+    return candidate
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+def record(name: str, status: str) -> bool:
+    """Note that an exercise or a question is done, if a learner is working in ``work/`` just now.
+
+    Nothing is noted while notebooks are validated, graded, built or tested. A note is never worth an error
+    in the learner's notebook: where it cannot be written, there is none.
+
+    Args:
+        name: the exercise's or question's name.
+        status: "passed", "borrowed" (went on with the reference's) or "quiz" (a question answered right).
+
+    Returns:
+        whether it was noted.
+    """
+    if status not in STATUSES:
+        raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
+    work = workspace()
+    if work is None or os.environ.get("NBGRADER_EXECUTION"):
+        return False
+    try:
+        notes = read_json(work / PROGRESS)
+        before = notes.get(name, {}).get("status")
+        if before not in STATUSES or STATUSES.index(status) > STATUSES.index(before):
+            notes[name] = {"status": status, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
+            write_json(work / PROGRESS, notes)
+    except OSError:
+        return False
+    return True
+
+
+def workspace() -> Path | None:
+    """The ``work/`` folder that the current directory is in, if it is in one."""
+    with contextlib.suppress(OSError):  # the current directory may have been deleted
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if folder.name == "work" and (folder / HANDED_OUT).exists():
+                return folder
+    return None
+
+
+def progress(root: Path | None = None) -> list[tuple[Lesson, dict[str, str]]]:
+    """For each lesson, the status of each exercise and question: passed, quiz, borrowed, or "" for not yet."""
+    root = Path(root or ROOT)
+    work = root / "work"
+    notes = read_json(work / PROGRESS) if work.exists() else {}
+    return [
+        (lesson, {name: notes.get(name, {}).get("status", "") for name in lesson.checked})
+        for lesson in lessons(root)
+    ]
+
+
+def progress_table(root: Path | None = None) -> str:
+    """What ``mha-course progress`` prints: a line for each lesson, and what comes next."""
+    rows, following = [], None
+    for lesson, statuses in progress(root):
+        done = sum(status in ("passed", "quiz") for status in statuses.values())
+        borrowed = sum(status == "borrowed" for status in statuses.values())
+        bar = "".join({"": "·", "borrowed": "○"}.get(status, "●") for status in statuses.values())
+        note = f"  ({borrowed} borrowed from the reference)" if borrowed else ""
+        rows.append((f"{lesson.number}  {lesson.title}", f"{done} of {len(statuses)}", bar + note))
+        if following is None and done < len(statuses):
+            following = (
+                lesson,
+                next(name for name, status in statuses.items() if not status or status == "borrowed"),
+            )
+    if not rows:
+        return "There are no lessons yet."
+    wide = max(len(title) for title, *_ in rows)
+    lines = [f"{title:<{wide}}  {count:>8}  {bar}" for title, count, bar in rows]
+    if following:
+        lesson, name = following
+        lines.append(f"\nNext: {name}, in lesson {lesson.number}.")
+    else:
+        lines.append("\nAll done.")
+    return "\n".join(lines)
+
+
+# --- small files --------------------------------------------------------------------------------
+
+
+def hash_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def same(one: Path, other: Path) -> bool:
+    return other.exists() and hash_of(one) == hash_of(other)
+
+
+def read_json(path: Path) -> dict[str, dict]:
+    """A file of notes. One that cannot be understood is set aside, beside it, and counts as empty."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(notes, dict) and all(isinstance(note, dict) for note in notes.values()):
+            return notes
+    except FileNotFoundError:
+        return {}
+    except ValueError:  # not JSON, or not UTF-8
+        pass
+    with contextlib.suppress(OSError):
+        os.replace(path, unused(path.with_name(f"{path.stem} (damaged){path.suffix}")))
+    return {}
+
+
+def write_json(path: Path, notes: dict) -> None:
+    write(path, (json.dumps(notes, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def copy(source: Path, target: Path) -> None:
+    write(target, source.read_bytes())
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file so that no half of it is ever seen, nor left when two do it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def writing_in(work: Path) -> Iterator[None]:
+    """Turns what can go wrong with files into a sentence for the learner.
+
+    Raises:
+        LessonError: see there.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise LessonError(
+            f"Cannot write your lessons into {work}: {reason}. Is the folder read-only, the disk full?"
+        ) from error
