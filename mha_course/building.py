@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import notebook_rules as rules
+from .lessons import copy, write
 from .notebook_rules import Problem, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,11 +299,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(found)}
 
 
-def copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
 # --- build and check ----------------------------------------------------------------------------
 
 
@@ -424,11 +420,3 @@ def orphans(root: Path) -> list[Problem]:
         for path in released
         if path.name not in known
     ]
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file so that no half of it is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -132,9 +132,7 @@ def open_workspace(root: Path | None = None) -> tuple[Path, list[str]]:
     root = Path(root or ROOT)
     known = lessons(root)
     if not known:
-        raise LessonError(
-            f"There are no lessons in {root / 'notebooks'}. Is this a complete copy of the course?"
-        )
+        raise LessonError(f"There are no lessons in {root / 'notebooks'}. Is the course complete?")
     work = root / "work"
     with writing_in(work):
         first_time = not (work / HANDED_OUT).exists()
@@ -204,6 +202,9 @@ def reset(name: str, root: Path | None = None) -> list[str]:
             messages.append(f"Your version is kept in {backup.relative_to(root).as_posix()}")
         for path in changed:
             copy(root / "notebooks" / path, work / path)
+            for beside in (work / path).parent.glob(f"{Path(path).stem} (updated *"):
+                if same(root / "notebooks" / path, beside):
+                    beside.unlink()  # a second copy of the same; the backup has it
         for path in paths:
             handed_out[path] = {"given": hash_of(root / "notebooks" / path)}
         write_json(work / HANDED_OUT, handed_out)
@@ -274,7 +275,7 @@ def workspace() -> Path | None:
 
 
 def progress(root: Path | None = None) -> list[tuple[Lesson, dict[str, str]]]:
-    """For each lesson, the status of each exercise and question: passed, quiz, borrowed, or "" for not yet."""
+    """For each lesson, by name of what is checked: "passed", "quiz", "borrowed", or "" for not yet."""
     root = Path(root or ROOT)
     work = root / "work"
     notes = read_json(work / PROGRESS) if work.exists() else {}
@@ -286,27 +287,21 @@ def progress(root: Path | None = None) -> list[tuple[Lesson, dict[str, str]]]:
 
 def progress_table(root: Path | None = None) -> str:
     """What ``mha-course progress`` prints: a line for each lesson, and what comes next."""
-    rows, following = [], None
+    rows, following = [], ""
     for lesson, statuses in progress(root):
-        done = sum(status in ("passed", "quiz") for status in statuses.values())
+        open_ones = [name for name, status in statuses.items() if status not in ("passed", "quiz")]
         borrowed = sum(status == "borrowed" for status in statuses.values())
         bar = "".join({"": "·", "borrowed": "○"}.get(status, "●") for status in statuses.values())
         note = f"  ({borrowed} borrowed from the reference)" if borrowed else ""
-        rows.append((f"{lesson.number}  {lesson.title}", f"{done} of {len(statuses)}", bar + note))
-        if following is None and done < len(statuses):
-            following = (
-                lesson,
-                next(name for name, status in statuses.items() if not status or status == "borrowed"),
-            )
+        count = f"{len(statuses) - len(open_ones)} of {len(statuses)}"
+        rows.append((f"{lesson.number}  {lesson.title}", count, bar + note))
+        if open_ones and not following:
+            following = f"{open_ones[0]}, in lesson {lesson.number}"
     if not rows:
         return "There are no lessons yet."
     wide = max(len(title) for title, *_ in rows)
     lines = [f"{title:<{wide}}  {count:>8}  {bar}" for title, count, bar in rows]
-    if following:
-        lesson, name = following
-        lines.append(f"\nNext: {name}, in lesson {lesson.number}.")
-    else:
-        lines.append("\nAll done.")
+    lines.append(f"\nNext: {following}." if following else "\nAll done.")
     return "\n".join(lines)
 
 
@@ -363,7 +358,5 @@ def writing_in(work: Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise LessonError(
-            f"Cannot write your lessons into {work}: {reason}. Is the folder read-only, the disk full?"
-        ) from error
+        why = f"{error.strerror or error}. Is the folder read-only, the disk full?"
+        raise LessonError(f"Cannot write your lessons into {work}: {why}") from error
