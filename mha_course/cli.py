@@ -1,0 +1,125 @@
+"""The command ``mha-course``: finds out which command is meant, sees to the set-up, hands over.
+
+Every command lives in the module that does its work, as two functions: ``add_arguments(parser)`` declares what
+it takes, ``main(args)`` does it and gives the exit code. Modules are imported when their command is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+from dataclasses import dataclass
+
+from . import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        module: where it lives, inside this package.
+        summary: what it does, in one line.
+        main: the function there that does it.
+        arguments: the function there that declares its arguments; "" if it takes none.
+        extras: the optional dependencies (pyproject.toml) it needs.
+        set_up: whether it makes sure, first, that everything needed is installed.
+        light: whether its module imports the standard library only: its arguments are then read before the set-up.
+    """
+
+    module: str
+    summary: str
+    main: str = "main"
+    arguments: str = "add_arguments"
+    extras: tuple[str, ...] = ()
+    set_up: bool = True
+    light: bool = False
+
+
+COMMANDS = {
+    "lab": Command("lab", "open the course in JupyterLab", light=True),
+    "progress": Command("lessons", "show how far you are", "main_progress", arguments=""),
+    "reset": Command("lessons", "start a lesson afresh; keeps a backup", "main_reset", "add_reset_arguments"),
+    "doctor": Command("doctor", "say what is installed, and what to do about each problem", set_up=False, light=True),
+    "test": Command("running_tests", "run the course's own tests", extras=("test",), light=True),
+    "build": Command("building", "make the notebooks from solutions/"),
+    "audit": Command("checking.audit", "put every known wrong answer to the checks"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what follows ``mha-course`` on the command line; by default that itself.
+
+    Returns:
+        the exit code: 0 if all went well, 2 for a command line that cannot be understood.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a Windows console may not know every sign
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name = arguments[0] if arguments else ""
+    if name in ("--version", "-V"):
+        print(f"mha_course {__version__}")
+        return 0
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help", "help")
+        print(overview(name if not asked else ""), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return run(name, arguments[1:])
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run one known command with its own arguments. Gives the exit code."""
+    from . import bootstrap
+
+    command = COMMANDS[name]
+    try:
+        args = parse(name, arguments) if command.light else None
+        if command.set_up:
+            other = bootstrap.set_up(command.extras)
+            if other is not None:
+                return bootstrap.hand_over(other, [name, *arguments])
+        if args is None:
+            args = parse(name, arguments)
+        return getattr(module_of(command), command.main)(args) or 0
+    except bootstrap.SetUpError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
+    """Read a command's arguments. Ends the program, like argparse does, for ``--help`` and for mistakes."""
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"mha-course {name}", description=sentence(command.summary))
+    if command.arguments:
+        getattr(module_of(command), command.arguments)(parser)
+    return parser.parse_args(arguments)
+
+
+def module_of(command: Command):
+    return importlib.import_module(f"mha_course.{command.module}")
+
+
+def overview(unknown: str = "") -> str:
+    """What there is, one line for each command."""
+    lines = [f"There is no command {unknown!r}.", ""] if unknown else []
+    lines += ["mha-course COMMAND, or python3 -m mha_course COMMAND. The commands:", ""]
+    lines += [f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "mha-course COMMAND --help says more about one."]
+    return "\n".join(lines)
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
