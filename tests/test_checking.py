@@ -1,0 +1,563 @@
+"""The engine behind check(), on a small exercise of its own: every kind of wrong answer and what is said of it."""
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mha_course.checking import (
+    Case,
+    Exercise,
+    LocalAnswer,
+    Misconception,
+    Named,
+    Property,
+    Step,
+    Style,
+    as_html,
+    as_text,
+    examine,
+)
+from mha_course.checking.audit import audit, table
+from mha_course.checking.callables import KNOWN
+from torch import nn
+
+
+def mix(q, k, v):
+    weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+    return weights @ v, weights
+
+
+def mix_with(scale=math.sqrt, dim=-1):
+    def mix(q, k, v):
+        weights = torch.softmax(q @ k.mT / scale(q.shape[-1]), dim)
+        return weights @ v, weights
+
+    return mix
+
+
+def rows_sum_to_one(inputs, value):
+    sums = value[1].sum(-1)
+    return None if torch.allclose(sums, torch.ones_like(sums)) else "The rows of your weights do not sum to 1."
+
+
+def inputs(draw, dtype=torch.float64):
+    return {
+        "q": draw.normal(2, 5, 4, dtype=dtype),
+        "k": draw.normal(2, 7, 4, dtype=dtype),
+        "v": draw.normal(2, 7, 3, dtype=dtype),
+    }
+
+
+MIX = Exercise(
+    name="mix",
+    number="9.1",
+    reference=mix,
+    returns=("output (N, L, Dv)", "weights (N, L, S)"),
+    cases=(Case("L and S differ", inputs), Case("float32", lambda draw: inputs(draw, torch.float32))),
+    assemble=mix_with,
+    forbidden=("ready-made attention",),
+    misconceptions=(
+        Misconception("no-scale", "The scores are not divided.", part={"scale": lambda d: 1.0}, hint=2),
+        Misconception("over-queries", "The softmax ran over the queries.", part={"dim": -2}, hint=1),
+        Misconception("wrong-scale", "Divided by D.", part={"scale": float}, hint=2),
+    ),
+    properties=(Property("rows", rows_sum_to_one, hint=1),),
+    styles=(Style("in two steps", lambda q, k, v: mix_with()(q.contiguous(), k, v)),),
+)
+
+
+def told(answer, exercise=MIX, **options):
+    """The report, and the card's text unfolded into one line."""
+    report = examine(exercise, LocalAnswer(answer), **options)
+    return report, " ".join(as_text(report.card).split())
+
+
+def test_a_right_answer_gives_one_line_with_a_tick_a_count_and_a_time():
+    report, text = told(mix)
+    assert report.status == "right" and report.checked > 10
+    assert text.startswith("✓ mix: ") and "things checked in" in text and "\n" not in as_text(report.card)
+
+
+def test_a_misconception_is_named_in_the_tutors_words_with_its_hint():
+    report, text = told(mix_with(dim=-2))
+    assert report.cause == "over-queries"
+    assert "The softmax ran over the queries." in text and "hint 1 of exercise 9.1" in text
+
+
+def test_two_mistakes_at_once_are_both_named():
+    report, text = told(mix_with(scale=lambda d: 1.0, dim=-2))
+    assert report.cause == "no-scale + over-queries"
+    assert "not divided" in text and "over the queries" in text
+
+
+def test_a_misconception_is_not_named_when_only_some_cases_fit_it():
+    def sometimes(q, k, v):
+        return mix_with(dim=-2)(q, k, v) if q.dtype == torch.float64 else mix_with(scale=float)(q, k, v)
+
+    report, text = told(sometimes)
+    assert report.status == "wrong" and not report.named
+    assert "The rows of your weights do not sum to 1." in text
+
+
+def test_the_same_mistake_written_otherwise_is_named_alike():
+    def by_hand(q, k, v):
+        e = torch.einsum("nld,nsd->nls", q, k).exp()
+        weights = e / e.sum(2, keepdim=True)
+        return torch.bmm(weights, v), weights
+
+    assert told(by_hand)[0].cause == "no-scale"
+
+
+def test_grids_show_yours_beside_expected_and_mark_wrong_numbers_with_a_sign():
+    def one_wrong(q, k, v):
+        out, weights = mix(q, k, v)
+        bump = torch.zeros_like(out)
+        bump[1, 2, 0] = 1
+        return out + bump, weights
+
+    report, text = told(one_wrong)
+    assert text.count("✗") == 3  # the headline, the one number, the legend
+    assert "yours" in text and "expected" in text and "output[1, …]" in text
+    assert "index 1 of the first dimension" in text
+    assert max(map(len, as_text(report.card).splitlines())) <= 78
+
+
+def no_return(q, k, v):
+    mix(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "said"),
+    [
+        (no_return, "structure", "returned nothing"),
+        (lambda q, k, v: mix(q, k, v)[0], "structure", "Expected 2 things: output (N, L, Dv), weights (N, L, S)"),
+        (lambda q, k, v: mix(q, k, v)[::-1], "structure", "wrong order. Expected output (N, L, Dv), then weights"),
+        (lambda q, k, v: (mix(q, k, v)[0].mT, mix(q, k, v)[1]), "shape", "changed places"),
+        (lambda q, k, v: tuple(x.float() for x in mix(q, k, v)), "dtype", "float32, expected float64"),
+        (lambda q, k, v: tuple(x.detach() for x in mix(q, k, v)), "detached", "cut off from their inputs"),
+        (lambda q, k, v: tuple(x / 0 * 0 for x in mix(q, k, v)), "not finite", "NaN"),
+        (lambda q, k, v: tuple(2 * x for x in mix(q, k, v)), "values", "2 times the expected one"),
+        (lambda q, k, v: mix(q.float().double(), k, v), "values", "float32"),
+        (lambda q, k, v: mix(q, k.detach(), v), "gradients", "no gradient reaches k"),
+        (lambda q, k, v: ([1.0], 2), "type", "Expected"),
+        (lambda q, k: q, "raised", "positional argument"),
+        (lambda q, k, v: q @ k, "raised", "shapes do not fit"),
+        (lambda q, k, v: (torch.from_numpy(q.numpy()), v), "raised", "NumPy cannot carry gradients"),
+    ],
+)
+def test_what_no_misconception_explains_is_described_by_what_is_plain_to_see(answer, cause, said):
+    report, text = told(answer)
+    assert report.cause == cause or (cause in ("type", "structure") and report.cause in ("type", "structure"))
+    assert said in text
+
+
+def test_results_in_the_wrong_order_are_seen_even_when_their_shapes_agree():
+    pair = Exercise(
+        "pair", "9.2", lambda x: (x + 1, x * 3), ("more (N,)", "triple (N,)"), (Case("x", lambda d: {"x": d.normal(5)}),)
+    )
+    assert "wrong order" in told(lambda x: (x * 3, x + 1), pair)[1]
+
+
+def test_an_input_that_was_written_into_is_noticed_though_the_result_is_right():
+    def in_place(q, k, v):
+        q /= math.sqrt(q.shape[-1])
+        weights = torch.softmax(q @ k.mT, -1)
+        return weights @ v, weights
+
+    report, text = told(in_place)
+    assert report.cause == "changed" and "changed its input q" in text
+
+
+def test_in_place_work_on_own_temporaries_is_fine():
+    def own(q, k, v):
+        scores = q @ k.mT
+        scores /= math.sqrt(q.shape[-1])
+        weights = scores.exp_()
+        weights = weights / weights.sum(-1, keepdim=True)
+        output = torch.zeros(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
+        output += weights @ v
+        return output, weights
+
+    assert told(own)[0].status == "right"
+
+
+def test_a_tensor_subclass_is_not_a_plain_tensor():
+    class Odd(torch.Tensor):
+        pass
+
+    report, text = told(lambda q, k, v: tuple(x.as_subclass(Odd) for x in mix(q, k, v)))
+    assert report.cause == "subclass" and "Odd" in text
+
+
+ALIAS = F.scaled_dot_product_attention
+
+
+def through_a_module(q, k, v):
+    nn.MultiheadAttention(4, 1).double()(q, q, q)
+    return mix(q, k, v)
+
+
+def through_the_fast_path(q, k, v):
+    layer = nn.MultiheadAttention(4, 1, batch_first=True).double().eval()
+    with torch.no_grad():
+        layer(q, q, q, need_weights=False)
+    return mix(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda q, k, v: (F.scaled_dot_product_attention(q, k, v), mix(q, k, v)[1]),
+        lambda q, k, v: (ALIAS(q, k, v), mix(q, k, v)[1]),
+        lambda q, k, v: (torch.ops.aten.scaled_dot_product_attention(q, k, v), mix(q, k, v)[1]),
+        lambda q, k, v: (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q[None], q[None], q[None])[0],
+            mix(q, k, v)[1],
+        ),
+        through_a_module,
+        through_the_fast_path,
+    ],
+)
+def test_ready_made_attention_is_seen_whatever_it_is_called(answer):
+    report, text = told(answer)
+    assert report.cause == "forbidden" and "ready-made" in text
+
+
+def test_mentioning_a_forbidden_name_without_calling_it_is_fine():
+    def honest(q, k, v):
+        # not F.scaled_dot_product_attention, says this comment
+        _ = F.scaled_dot_product_attention
+        return mix(q, k, v)
+
+    assert told(honest)[0].status == "right"
+
+
+def test_the_courses_own_reference_may_not_be_the_answer_but_earlier_ones_may_help():
+    from mha_course import reference
+
+    def borrowed(q, k, v):
+        weights = reference.stable_softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        return weights @ v, weights
+
+    assert told(borrowed)[0].cause == "forbidden"
+    assert told(borrowed, dataclasses.replace(MIX, builds_on=("stable_softmax",)))[0].status == "right"
+
+
+def cpu_mask(q, k, v):
+    ones = torch.ones(q.shape[1], k.shape[1], dtype=q.dtype)
+    weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]) * ones, -1)
+    return weights @ v, weights
+
+
+def asks_for_a_number(q, k, v):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = torch.softmax(scores - scores.max().item(), -1)
+    return weights @ v, weights
+
+
+def back_on_the_cpu(q, k, v):
+    output, weights = mix(q, k, v)
+    return output.cpu(), weights
+
+
+def allocates_on_the_cpu(q, k, v):
+    output, weights = mix(q, k, v)
+    return torch.zeros(output.shape, dtype=output.dtype).copy_(output), weights
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (cpu_mask, "on a GPU it would stop"),
+        (asks_for_a_number, "make everything wait"),
+        (back_on_the_cpu, "come back to the CPU"),
+        (allocates_on_the_cpu, "come back to the CPU"),
+    ],
+)
+def test_gpu_mistakes_are_caught_without_a_gpu(answer, said):
+    report, text = told(answer)
+    assert report.cause == "device" and said in text
+
+
+def indexing_and_loops(q, k, v):
+    rows = []
+    for n in range(q.shape[0]):
+        row = [torch.softmax(q[n, i] @ k[n].T / math.sqrt(q.shape[-1]), -1) for i in range(q.shape[1])]
+        rows.append(torch.stack(row))
+    weights = torch.stack(rows)
+    output = q.new_zeros(*q.shape[:2], v.shape[-1])
+    output[:, :, :] = weights @ v
+    return output, weights[:, torch.arange(q.shape[1])]
+
+
+def boolean_indexing(q, k, v):
+    output, weights = mix(q, k, v)
+    return output, weights.masked_fill(weights < 0, 0.0)
+
+
+def a_zero_dimensional_constant(q, k, v):
+    weights = torch.softmax(q @ k.mT / torch.tensor(float(q.shape[-1])).sqrt(), -1)
+    return weights @ v, weights
+
+
+@pytest.mark.parametrize("answer", [indexing_and_loops, boolean_indexing, a_zero_dimensional_constant])
+def test_what_works_on_a_gpu_passes_the_pretended_one(answer):
+    report, text = told(answer)
+    assert report.status == "right", text
+
+
+def test_gradients_asked_for_inside_an_answer_do_not_end_the_process_on_the_pretended_gpu():
+    def with_autograd(q, k, v):
+        with torch.enable_grad():
+            x = q.detach().clone().requires_grad_()
+            torch.autograd.grad((x * x).sum(), x)
+        return mix(q, k, v)
+
+    assert told(with_autograd)[0].status == "right"
+
+
+def test_an_endless_loop_ends_with_a_message_even_if_it_catches_everything():
+    def endless(q, k, v):
+        while True:
+            try:
+                q + 1
+            except Exception:  # swallows whatever interrupts it, if it can
+                pass
+
+    report, text = told(endless, dataclasses.replace(MIX, seconds=0.3))
+    assert report.cause == "too slow" and "stopped after 0.3 s" in text
+
+
+def test_an_answer_that_is_not_written_is_not_called_wrong():
+    def dots(q, k, v):
+        """Docstring."""
+        ...
+
+    def stub(q, k, v):
+        raise NotImplementedError()
+
+    class Stub(nn.Module):
+        def __init__(self, size):
+            raise NotImplementedError()
+
+    for answer in (dots, stub):
+        report, text = told(answer)
+        assert report.status == "not written" and text.startswith("○ mix: not written yet")
+    assert told(Stub, SCALE_MODULE)[0].status == "not written"
+
+
+def test_the_learners_own_lines_are_shown_where_their_code_raised_and_ours_are_not():
+    def helper(q):
+        return q.transpose(5, 6)
+
+    def raising(q, k, v):
+        return helper(q)
+
+    report, text = told(raising)
+    assert "return q.transpose(5, 6)" in text and "return helper(q)" in text
+    assert "calls.py" not in text and "examine" not in text
+
+
+def test_warnings_and_prints_become_notes_and_nothing_reaches_stderr(capfd):
+    import sys
+
+    def noisy(q, k, v):
+        warnings.warn("be careful\nplease")
+        print("shape", tuple(q.shape))
+        print("to stderr", file=sys.stderr)
+        return mix(q, k, v)
+
+    report, text = told(noisy)
+    assert report.status == "right"
+    assert "your code warned: be careful please" in text and "your code printed: shape (2, 5, 4)" in text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_seed_gives_the_same_failure_and_another_seed_other_numbers():
+    first, second, other = (told(mix_with(dim=-2), seed=seed)[1] for seed in (0, 0, 1))
+    assert first == second != other
+
+
+def test_the_learners_random_numbers_are_not_disturbed():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    told(mix)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_html_cards_escape_what_comes_from_the_learner():
+    def evil(q, k, v):
+        raise ValueError("<script>alert(1)</script>")
+
+    report, _ = told(evil)
+    page = as_html(report.card)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+# ------------------------------------------------------------------------------ other kinds of answers
+
+
+class ScaleModule(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(size))
+        self.register_buffer("offset", torch.arange(size).float())
+
+    def forward(self, x):
+        return x * self.gain + self.offset
+
+
+SCALE_MODULE = Exercise(
+    "ScaleModule",
+    "9.3",
+    ScaleModule,
+    ("y (N, E)",),
+    (Case("x", lambda draw: {"x": draw.normal(3, 5)}, construct={"size": 5}),),
+    is_class=True,
+)
+
+
+def test_a_class_is_checked_with_random_parameters_and_their_gradients():
+    report, text = told(ScaleModule, SCALE_MODULE)
+    assert report.status == "right", text
+
+    class Forgets(ScaleModule):
+        def forward(self, x):
+            return x + self.offset  # right for the initial gain of 1
+
+    assert told(Forgets, SCALE_MODULE)[0].status == "wrong"
+
+    class Renamed(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(size))
+
+        def forward(self, x):
+            return x * self.scale
+
+    report, text = told(Renamed, SCALE_MODULE)
+    assert report.cause == "parameters" and "no gain" in text and "scale instead" in text
+
+
+def test_a_plain_attribute_where_a_buffer_belongs_is_caught_without_a_gpu():
+    class Plain(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(size))
+            self.offset = torch.arange(size).float()
+
+        def forward(self, x):
+            return x * self.gain + self.offset
+
+    class Reference(Plain):
+        def forward(self, x):
+            return x * self.gain + self.offset.to(x.device)
+
+    exercise = dataclasses.replace(SCALE_MODULE, reference=Reference)
+    report, text = told(Plain, exercise)
+    assert report.cause == "device" and "buffer" in text
+
+
+def test_objects_with_a_state_are_called_step_by_step():
+    class Total:
+        def __init__(self, start):
+            self.total = start
+
+        def add(self, x):
+            self.total = self.total + x
+            return self.total
+
+    def make(draw):
+        return [Step("add", {"x": draw.normal(3)}), Step("add", {"x": draw.normal(3)})]
+
+    exercise = Exercise(
+        "Total", "9.4", Total, ("after each step (3,)",), (Case("two", make, construct={"start": 1.0}),), is_class=True
+    )
+    assert told(Total, exercise)[0].status == "right"
+
+    class Forgetful(Total):
+        def add(self, x):
+            return self.total + x
+
+    report, text = told(Forgetful, exercise)
+    assert report.status == "wrong" and "item 1" in text
+
+
+def test_a_callable_argument_is_passed_by_name():
+    exercise = Exercise(
+        "apply_twice",
+        "9.5",
+        lambda fn, x: fn(fn(x)),
+        ("y (L, E)",),
+        (Case("sums", lambda draw: {"fn": Named("cumulative_sum"), "x": draw.normal(4, 3)}),),
+    )
+    assert told(lambda fn, x: fn(fn(x)), exercise)[0].status == "right"
+    assert told(lambda fn, x: fn(x), exercise)[0].status == "wrong"
+    for name, function in KNOWN.items():
+        x = torch.randn(2, 5, 3, dtype=torch.float64)
+        assert function(x).shape == x.shape, name
+
+
+def test_a_case_may_expect_a_refusal():
+    def half(n):
+        if n % 2:
+            raise ValueError(f"{n} is odd")
+        return n // 2
+
+    exercise = Exercise(
+        "half",
+        "9.6",
+        half,
+        ("n / 2",),
+        (Case("even", lambda d: {"n": 6}), Case("an odd number", lambda d: {"n": 7}, raises=(ValueError,))),
+    )
+    assert told(half, exercise)[0].status == "right"
+    report, text = told(lambda n: n // 2, exercise)
+    assert report.cause == "accepted" and "An odd number" in text
+
+
+def test_a_statistical_case_compares_what_it_looks_at():
+    def drop(x):
+        return x * (torch.rand_like(x) > 0.25) / 0.75
+
+    def look(value, inputs):
+        return {"share of zeros": float((value == 0).double().mean()), "mean": float(value.mean())}
+
+    exercise = Exercise(
+        "drop",
+        "9.7",
+        drop,
+        ("y (N,)",),
+        (Case("many", lambda d: {"x": torch.ones(20000)}, tolerance=0.03, look_at=look, gradients=False),),
+        misconceptions=(Misconception("no-rescale", "Not rescaled.", wrong=lambda x: x * (torch.rand_like(x) > 0.25)),),
+    )
+    assert told(lambda x: F.dropout(x, 0.25), exercise)[0].status == "right"
+    assert told(lambda x: F.dropout(x, 0.25) * 0.75, exercise)[0].cause == "no-rescale"
+    assert told(lambda x: F.dropout(x, 0.5), exercise)[0].status == "wrong"
+
+
+# ----------------------------------------------------------------------------------------- the audit
+
+
+def test_the_audit_counts_what_is_caught_named_and_let_through():
+    result = audit(MIX)
+    assert result.clean and (result.caught, result.named, result.wrong) == (3, 3, 3)
+    assert (result.passed, result.styles) == (2, 2)
+    assert "mix" in table([result])
+
+
+def test_the_audit_tells_when_a_misconception_is_right_or_two_are_one_or_a_style_is_wrong():
+    twin = Misconception("no-scale-again", "…", wrong=mix_with(scale=lambda d: 1.0))
+    harmless = Misconception("harmless", "…", wrong=mix)
+    bad_style = Style("wrong", mix_with(dim=-2))
+    spoiled = dataclasses.replace(
+        MIX, misconceptions=(*MIX.misconceptions, twin, harmless), styles=(*MIX.styles, bad_style)
+    )
+    problems = " ".join(audit(spoiled).problems)
+    assert "no-scale-again: named 'no-scale'" in problems
+    assert "harmless: not caught" in problems
+    assert "style wrong: refused (over-queries" in problems
