@@ -306,7 +306,7 @@ def settle(nb, stem: str):
 
 
 def settle_output(output):
-    """Take out of one output what differs from run to run: addresses, process numbers, PNG comments."""
+    """Take out of one output what differs from run to run: times, addresses, process numbers, versions."""
     if output.output_type == "stream":
         output.text = settle_text(output.text)
     elif output.output_type == "error":
@@ -322,6 +322,7 @@ def settle_output(output):
 
 
 def settle_text(text: str) -> str:
+    text = re.sub(r"(checked in) [\d.]+ s\b", r"\1 … s", text)
     text = re.sub(r"\b0x[0-9a-f]{6,16}\b", "0x…", text)
     return re.sub(r"[^\s\"']*ipykernel_\d+[/\\]\d+\.py", "ipykernel", text)
 
