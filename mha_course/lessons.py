@@ -12,12 +12,14 @@ Nothing here imports torch: starting the course must not wait for it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -303,6 +305,29 @@ def progress_table(root: Path | None = None) -> str:
     lines = [f"{title:<{wide}}  {count:>8}  {bar}" for title, count, bar in rows]
     lines.append(f"\nNext: {following}." if following else "\nAll done.")
     return "\n".join(lines)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def main_progress(args: argparse.Namespace) -> int:
+    """Runs ``mha-course progress``. Gives the exit code."""
+    print(progress_table())
+    return 0
+
+
+def add_reset_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lesson", help="which one (01, 01_one_head)")
+
+
+def main_reset(args: argparse.Namespace) -> int:
+    """Runs ``mha-course reset 01``. Gives the exit code: 1 if there is no such lesson."""
+    try:
+        print("\n".join(reset(args.lesson)))
+    except LessonError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 # --- small files --------------------------------------------------------------------------------

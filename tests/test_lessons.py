@@ -1,5 +1,6 @@
 """The learner's own copies, their updates, and progress."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -177,6 +178,15 @@ def test_reset_of_an_unchanged_lesson_makes_no_backup(course, work):
 def test_reset_of_an_unknown_lesson_lists_the_lessons(course, work):
     with pytest.raises(lessons.LessonError, match="01  One head"):
         lessons.reset("one", course)
+
+
+def test_the_reset_command_says_what_it_did_or_what_there_is(course, work, monkeypatch, capsys):
+    monkeypatch.setattr(lessons, "ROOT", course)
+    (work / "01_one_head" / "01_one_head.ipynb").write_text("my work")
+    assert lessons.main_reset(argparse.Namespace(lesson="01")) == 0
+    assert "work/backups/01_one_head" in capsys.readouterr().out
+    assert lessons.main_reset(argparse.Namespace(lesson="7")) == 1
+    assert "There is no lesson '7'" in capsys.readouterr().err
 
 
 # --- progress ---
