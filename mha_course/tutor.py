@@ -12,6 +12,7 @@ from typing import Any
 from mha_course import exercises
 from mha_course.checking import Card, Exercise, LocalAnswer, Question, Report, as_html, as_text, examine
 from mha_course.checking.examine import replace_name
+from mha_course.checking.report import SIGNS
 
 
 class CheckFailed(Exception):
@@ -31,7 +32,7 @@ class CheckFailed(Exception):
         """IPython asks for this instead of a traceback."""
         card = self.report.card
         return (
-            [f"{card.title}: {card.headline} (the card above says more)"]
+            [f"{SIGNS[card.status]} {card.title}: see the card above."]
             if self.shown
             else as_text(card).split("\n")
         )
@@ -39,6 +40,13 @@ class CheckFailed(Exception):
 
 class NotYetWritten(CheckFailed):
     """There is no answer yet. Nothing is wrong."""
+
+
+class CannotCheck(TypeError):
+    """`check` was called in a way that makes no sense; says what to write instead."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"check: {self}"]
 
 
 def check(*answers: Any, **named: Any) -> None:
@@ -54,16 +62,16 @@ def check(*answers: Any, **named: Any) -> None:
     Raises:
         NotYetWritten: there is nothing to check yet.
         CheckFailed: the answer is wrong; the message says how.
-        LookupError, TypeError: no such exercise, or not something that can be checked.
+        CannotCheck: no such exercise, or not something that can be checked.
     """
-    jobs = [_identify(answer) for answer in answers] + [(name, value) for name, value in named.items()]
+    jobs = [_identify(answer) for answer in answers] + list(named.items())
     if not jobs:
-        raise TypeError("check() needs an answer: check(attend) checks the function attend")
+        raise CannotCheck("check() needs an answer: check(attend) checks the function attend")
     for name, answer in jobs:
         try:
             item = exercises.find(name)
         except KeyError as error:
-            raise LookupError(error.args[0]) from None
+            raise CannotCheck(error.args[0]) from None
         report = answer_question(item, answer) if isinstance(item, Question) else _examine(item, answer)
         _show(report)
         _record(report)
@@ -94,11 +102,13 @@ def _identify(answer: Any) -> tuple[str, Any]:
     try:
         exercises.find(kind)
     except KeyError:
-        raise TypeError(
+        raise CannotCheck(
             f"check() was given {'an' if kind[0] in 'aeiou' else 'a'} {kind}. Give it the function itself, "
             "without calling it: check(attend), not check(attend(q, k, v))."
         ) from None
-    raise TypeError(f"check() was given an object of class {kind}. Give it the class itself: check({kind}).")
+    raise CannotCheck(
+        f"check() was given an object of class {kind}. Give it the class itself: check({kind})."
+    )
 
 
 def _examine(exercise: Exercise, answer: Any) -> Report:
@@ -111,7 +121,7 @@ def _examine(exercise: Exercise, answer: Any) -> Report:
         )
         return Report(exercise.name, "not written", card, "not written")
     if not callable(answer):
-        raise TypeError(
+        raise CannotCheck(
             f"{exercise.name} is a {type(answer).__name__}, not a function: was the name used for something else?"
         )
     if getattr(answer, "__module__", "").startswith("mha_course.reference"):

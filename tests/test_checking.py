@@ -7,6 +7,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from mha_course.checking import (
     Case,
     Exercise,
@@ -22,7 +24,6 @@ from mha_course.checking import (
 )
 from mha_course.checking.audit import audit, table
 from mha_course.checking.callables import KNOWN
-from torch import nn
 
 
 def mix(q, k, v):
@@ -40,7 +41,9 @@ def mix_with(scale=math.sqrt, dim=-1):
 
 def rows_sum_to_one(inputs, value):
     sums = value[1].sum(-1)
-    return None if torch.allclose(sums, torch.ones_like(sums)) else "The rows of your weights do not sum to 1."
+    return (
+        None if torch.allclose(sums, torch.ones_like(sums)) else "The rows of your weights do not sum to 1."
+    )
 
 
 def inputs(draw, dtype=torch.float64):
@@ -133,8 +136,16 @@ def no_return(q, k, v):
     ("answer", "cause", "said"),
     [
         (no_return, "structure", "returned nothing"),
-        (lambda q, k, v: mix(q, k, v)[0], "structure", "Expected 2 things: output (N, L, Dv), weights (N, L, S)"),
-        (lambda q, k, v: mix(q, k, v)[::-1], "structure", "wrong order. Expected output (N, L, Dv), then weights"),
+        (
+            lambda q, k, v: mix(q, k, v)[0],
+            "structure",
+            "Expected 2 things: output (N, L, Dv), weights (N, L, S)",
+        ),
+        (
+            lambda q, k, v: mix(q, k, v)[::-1],
+            "structure",
+            "wrong order. Expected output (N, L, Dv), then weights",
+        ),
         (lambda q, k, v: (mix(q, k, v)[0].mT, mix(q, k, v)[1]), "shape", "changed places"),
         (lambda q, k, v: tuple(x.float() for x in mix(q, k, v)), "dtype", "float32, expected float64"),
         (lambda q, k, v: tuple(x.detach() for x in mix(q, k, v)), "detached", "cut off from their inputs"),
@@ -156,7 +167,11 @@ def test_what_no_misconception_explains_is_described_by_what_is_plain_to_see(ans
 
 def test_results_in_the_wrong_order_are_seen_even_when_their_shapes_agree():
     pair = Exercise(
-        "pair", "9.2", lambda x: (x + 1, x * 3), ("more (N,)", "triple (N,)"), (Case("x", lambda d: {"x": d.normal(5)}),)
+        "pair",
+        "9.2",
+        lambda x: (x + 1, x * 3),
+        ("more (N,)", "triple (N,)"),
+        (Case("x", lambda d: {"x": d.normal(5)}),),
     )
     assert "wrong order" in told(lambda x: (x * 3, x + 1), pair)[1]
 
@@ -334,7 +349,6 @@ def test_an_endless_loop_ends_with_a_message_even_if_it_catches_everything():
 def test_an_answer_that_is_not_written_is_not_called_wrong():
     def dots(q, k, v):
         """Docstring."""
-        ...
 
     def stub(q, k, v):
         raise NotImplementedError()
@@ -365,7 +379,7 @@ def test_warnings_and_prints_become_notes_and_nothing_reaches_stderr(capfd):
     import sys
 
     def noisy(q, k, v):
-        warnings.warn("be careful\nplease")
+        warnings.warn("be careful\nplease", stacklevel=1)
         print("shape", tuple(q.shape))
         print("to stderr", file=sys.stderr)
         return mix(q, k, v)
@@ -475,7 +489,12 @@ def test_objects_with_a_state_are_called_step_by_step():
         return [Step("add", {"x": draw.normal(3)}), Step("add", {"x": draw.normal(3)})]
 
     exercise = Exercise(
-        "Total", "9.4", Total, ("after each step (3,)",), (Case("two", make, construct={"start": 1.0}),), is_class=True
+        "Total",
+        "9.4",
+        Total,
+        ("after each step (3,)",),
+        (Case("two", make, construct={"start": 1.0}),),
+        is_class=True,
     )
     assert told(Total, exercise)[0].status == "right"
 
@@ -533,7 +552,9 @@ def test_a_statistical_case_compares_what_it_looks_at():
         drop,
         ("y (N,)",),
         (Case("many", lambda d: {"x": torch.ones(20000)}, tolerance=0.03, look_at=look, gradients=False),),
-        misconceptions=(Misconception("no-rescale", "Not rescaled.", wrong=lambda x: x * (torch.rand_like(x) > 0.25)),),
+        misconceptions=(
+            Misconception("no-rescale", "Not rescaled.", wrong=lambda x: x * (torch.rand_like(x) > 0.25)),
+        ),
     )
     assert told(lambda x: F.dropout(x, 0.25), exercise)[0].status == "right"
     assert told(lambda x: F.dropout(x, 0.25) * 0.75, exercise)[0].cause == "no-rescale"

@@ -155,7 +155,7 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
             arguments[name] = value
         live.append(arguments)
 
-    printed, caught, used = io.StringIO(), [], []
+    printed, used = io.StringIO(), []
     parameters: dict[str, Tensor] = {}
     value, failure = None, None
     started = time.perf_counter()
