@@ -20,7 +20,7 @@ _PLACES = {
     "reference": "",
 }
 
-__all__ = ["__version__"] + sorted(_PLACES)
+__all__ = ["__version__", *sorted(_PLACES)]
 
 
 def __getattr__(name):

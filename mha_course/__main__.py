@@ -36,7 +36,7 @@ def newer_python():
     for command in commands:
         try:
             with open(os.devnull, "w") as nothing:
-                if subprocess.call(command + ["-c", test], stdout=nothing, stderr=nothing) == 0:
+                if subprocess.call([*command, "-c", test], stdout=nothing, stderr=nothing) == 0:
                     return " ".join(command)
         except OSError:
             pass  # not on this machine

@@ -23,7 +23,8 @@ class Command:
         module: where it lives, inside this package.
         summary: what it does, in one line.
         main: the function there that does it.
-        arguments: the function there that declares its arguments; "" if it takes none.
+        arguments: the function there that declares its arguments; "" if it takes none; "..." if it is given them
+            unread, as ``args.given``.
         extras: the optional dependencies (pyproject.toml) it needs.
         set_up: whether it makes sure, first, that everything needed is installed.
         light: whether its module imports the standard library only: its arguments are then read before the set-up.
@@ -42,8 +43,12 @@ COMMANDS = {
     "lab": Command("lab", "open the course in JupyterLab", light=True),
     "progress": Command("lessons", "show how far you are", "main_progress", arguments=""),
     "reset": Command("lessons", "start a lesson afresh; keeps a backup", "main_reset", "add_reset_arguments"),
-    "doctor": Command("doctor", "say what is installed, and what to do about each problem", set_up=False, light=True),
-    "test": Command("running_tests", "run the course's own tests", extras=("test",), light=True),
+    "doctor": Command(
+        "doctor", "say what is installed, and what to do about each problem", set_up=False, light=True
+    ),
+    "test": Command(
+        "running_tests", "run the course's own tests", arguments="...", extras=("test",), light=True
+    ),
     "build": Command("building", "make the notebooks from solutions/"),
     "audit": Command("checking.audit", "put every known wrong answer to the checks"),
 }
@@ -89,7 +94,7 @@ def run(name: str, arguments: list[str]) -> int:
         return getattr(module_of(command), command.main)(args) or 0
     except bootstrap.SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
-        return 1
+        return error.code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
@@ -99,6 +104,13 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """Read a command's arguments. Ends the program, like argparse does, for ``--help`` and for mistakes."""
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"mha-course {name}", description=sentence(command.summary))
+    if command.arguments == "...":
+        parser.usage = "%(prog)s [anything that pytest takes]"
+        return (
+            parser.parse_args(arguments)
+            if arguments in (["-h"], ["--help"])
+            else argparse.Namespace(given=arguments)
+        )
     if command.arguments:
         getattr(module_of(command), command.arguments)(parser)
     return parser.parse_args(arguments)

@@ -1,0 +1,303 @@
+"""``mha-course doctor``: what is installed here, and what to do about each problem.
+
+Standard library only, so that it also works where nothing is installed yet. torch is asked in a process of its
+own: one that hangs or crashes is a finding, not the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import bootstrap
+from .bootstrap import ROOT, SetUpError
+
+GB = 1e9
+SIGNS = {"good": "✓", "note": "·", "bad": "✗"}
+SET_UP = "run: python3 -m mha_course lab (it sets everything up)"
+ASK_TORCH = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "version": torch.__version__,
+    "sum": float((torch.ones(3) @ torch.ones(3, 3)).sum()),
+    "cuda": torch.cuda.get_device_name(0) if cuda else "",
+    "mps": torch.backends.mps.is_available(),
+    "threads": torch.get_num_threads(),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's.
+
+    Args:
+        status: "good", "note" (fine without), "bad" (something needed is wrong).
+        what: what was looked at ("torch").
+        text: what was found.
+        cure: what to do; "" if nothing.
+    """
+
+    status: str
+    what: str
+    text: str
+    cure: str = ""
+
+    def __str__(self):
+        line = f"{SIGNS[self.status]} {self.what:<11} {self.text}"
+        return line + (f"\n  {'':<11} → {self.cure}" if self.cure else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def main(args: argparse.Namespace | None = None) -> int:
+    """Runs ``mha-course doctor``. Gives the exit code: 1 if something needed is wrong.
+
+    A set-up in ``.venv`` is looked at from inside, whichever Python this was started with.
+    """
+    if bootstrap.problems() and not bootstrap.inside_venv() and bootstrap.look()[0] == "ready":
+        return bootstrap.hand_over(bootstrap.venv_python(), ["doctor"])
+    os.environ.pop(bootstrap.HANDED_OVER, None)
+    return report()
+
+
+def report() -> int:
+    """Print every finding as soon as it is made, and one line that sums them up.
+
+    Returns:
+        1 if something needed is wrong, otherwise 0.
+    """
+    wrong = 0
+    for look in (python, packages, torch, kernel, nbgrader, memory, disk, folder, sandbox, browser):
+        try:
+            findings = look()
+        except SetUpError as error:
+            findings = [Finding("bad", look.__name__, str(error))]
+        for finding in findings:
+            print(finding, flush=True)
+            wrong += finding.status == "bad"
+    print()
+    if wrong:
+        print(
+            f"{wrong} {'thing needs' if wrong == 1 else 'things need'} your attention: see the lines with {SIGNS['bad']}."
+        )
+    else:
+        print("Everything that is needed is here.")
+    return 1 if wrong else 0
+
+
+def python() -> list[Finding]:
+    """The Python that runs this, and the environment it is in."""
+    text = f"{platform.python_version()} ({sys.executable}) on {platform.system()} {platform.machine()}"
+    found = [Finding("good", "Python", text)]
+    state, why = bootstrap.look()
+    if state in ("broken", "unfinished"):
+        text = f".venv is {state}" + (f": {why}" if why else "")
+        status = "bad" if bootstrap.problems() or bootstrap.inside_venv() else "note"
+        found.append(Finding(status, "set-up", text, "run: python3 -m mha_course lab (it makes .venv good)"))
+    return found
+
+
+def packages() -> list[Finding]:
+    """Every requirement of pyproject.toml but torch: is it here, is it in range?"""
+    lacking = {problem.name: problem for problem in bootstrap.problems() if problem.name != "torch"}
+    wanted = [bootstrap.split(line)[0] for line in bootstrap.requirements()]
+    found = [
+        Finding("bad", problem.name, f"{problem.found}, which is not {problem.wanted}", SET_UP)
+        for problem in lacking.values()
+        if problem.found
+    ]
+    absent = [problem.name for problem in lacking.values() if not problem.found]
+    if absent:
+        found.append(Finding("bad", "packages", "not installed: " + ", ".join(absent), SET_UP))
+    here = [
+        f"{name} {bootstrap.installed_version(name)}" for name in wanted if name not in ("torch", *lacking)
+    ]
+    if here:
+        found.append(Finding("good", "packages", ", ".join(here)))
+    return found
+
+
+def torch() -> list[Finding]:
+    """torch's version, whether it computes, and the devices it sees."""
+    version = bootstrap.installed_version("torch")
+    if not version:
+        return [Finding("bad", "torch", "not installed", SET_UP)]
+    found = []
+    _, wanted = bootstrap.split(bootstrap.torch_requirement())
+    if bootstrap.in_range(version, wanted):
+        found.append(Finding("good", "torch", version))
+    else:
+        found.append(Finding("bad", "torch", f"{version}, which is not {wanted}", SET_UP))
+    told, why = ask_torch()
+    if told is None:
+        again = f'install it again: "{sys.executable}" -m pip install --force-reinstall "torch{wanted}"'
+        return [
+            *found[:-1],
+            Finding("bad", "torch", f"{version} is installed, but does not work: {why}", again),
+        ]
+    if told["sum"] != 9.0:
+        found.append(
+            Finding(
+                "bad", "torch", "computes wrongly: ones(3) @ ones(3, 3) is not 3, 3, 3", "reinstall torch"
+            )
+        )
+    if told["cuda"]:
+        found.append(Finding("good", "device", f"CUDA: {told['cuda']}"))
+    elif told["mps"]:
+        found.append(Finding("good", "device", "MPS: this Mac's GPU"))
+    else:
+        found.append(
+            Finding("good", "device", f"the CPU, {told['threads']} threads; the course needs no GPU")
+        )
+    return found
+
+
+def ask_torch() -> tuple[dict | None, str]:
+    """What torch says of itself, or why it says nothing."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK_TORCH],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
+            env=bootstrap.environment(),
+        )
+        return json.loads(asked.stdout.splitlines()[-1]), ""
+    except subprocess.TimeoutExpired:
+        return None, "no answer within two minutes"
+    except (ValueError, IndexError):
+        return None, bootstrap.last_line(asked.stderr) or f"it ended with code {asked.returncode}"
+
+
+def kernel() -> list[Finding]:
+    """Whether a notebook's kernel "python3" would run in this very environment."""
+    if not bootstrap.installed_version("ipykernel"):
+        return []  # said already
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # as `lab` does
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager
+
+        spec = KernelSpecManager().get_kernel_spec("python3")
+        program = spec.argv[0]
+    except Exception as error:  # whatever is wrong with it, it is a finding
+        return [Finding("bad", "kernel", f"no kernel python3 ({error})", SET_UP)]
+    name = Path(program).name.removesuffix(".exe")
+    ours = program == sys.executable or (not os.path.isabs(program) and name.startswith("python"))
+    if ours or (os.path.exists(program) and Path(program).parent == Path(sys.executable).parent):
+        return [Finding("good", "kernel", f"python3, ipykernel {bootstrap.installed_version('ipykernel')}")]
+    cure = f"remove it: jupyter kernelspec remove python3 (it is in {spec.resource_dir})"
+    return [Finding("bad", "kernel", f"python3 belongs to another Python ({program})", cure)]
+
+
+def nbgrader() -> list[Finding]:
+    """Whether nbgrader's Validate button is in this environment's JupyterLab, and alembic for its gradebook."""
+    version = bootstrap.installed_version("nbgrader")
+    if not version:
+        return []  # said already
+    places = [Path(sys.prefix), *(Path(entry).parents[1] for entry in jupyter_data_folders())]
+    parts = ("share/jupyter/labextensions/@jupyter/nbgrader", "etc/jupyter/jupyter_server_config.d")
+    active = [any((place / part).exists() for place in places) for part in parts]
+    if not all(active):
+        cure = f'install it again: "{sys.executable}" -m pip install --force-reinstall --no-deps nbgrader=={version}'
+        return [Finding("bad", "nbgrader", f"{version}, but its buttons are not in JupyterLab", cure)]
+    if not shutil.which("alembic", path=bootstrap.environment()["PATH"]):
+        cure = f'install it again: "{sys.executable}" -m pip install --force-reinstall --no-deps alembic'
+        return [Finding("bad", "nbgrader", f"{version}, but its gradebook lacks the program alembic", cure)]
+    return [Finding("good", "nbgrader", f"{version}, its buttons are in JupyterLab")]
+
+
+def jupyter_data_folders() -> list[str]:
+    """Where Jupyter looks for extensions (…/share/jupyter), as jupyter_core has it."""
+    try:
+        from jupyter_core.paths import jupyter_path
+    except ImportError:
+        return []
+    return jupyter_path()
+
+
+def memory() -> list[Finding]:
+    """Free memory; a lesson needs about 1 GB."""
+    free = free_memory()
+    if free is None:
+        return [Finding("note", "memory", "how much is free cannot be told here")]
+    if free < 1 * GB:
+        return [
+            Finding("note", "memory", f"{free / GB:.1f} GB free: lessons may be slow", "close some programs")
+        ]
+    return [Finding("good", "memory", f"{free / GB:.1f} GB free")]
+
+
+def free_memory() -> float | None:
+    """Bytes that can be had without swapping, a container's limit included. None if that cannot be told."""
+    try:
+        import psutil
+
+        free = float(psutil.virtual_memory().available)
+    except Exception:
+        try:
+            told = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
+            free = 1024.0 * int(told.split()[0])
+        except (OSError, IndexError, ValueError):
+            return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+
+
+def disk() -> list[Finding]:
+    """Free disk space where the course is."""
+    free = shutil.disk_usage(ROOT).free
+    needed = bootstrap.NEEDED_GB if bootstrap.problems() else 0.2
+    if free < needed * GB:
+        return [
+            Finding("bad", "disk", f"{free / GB:.1f} GB free in {ROOT}, needed are {needed}", "make room")
+        ]
+    return [Finding("good", "disk", f"{free / GB:.0f} GB free")]
+
+
+def folder() -> list[Finding]:
+    """Whether a learner's notebooks can be written."""
+    if os.access(ROOT, os.W_OK):
+        return []
+    return [
+        Finding("bad", "folder", f"{ROOT} cannot be written to", "move the course to a folder of your own")
+    ]
+
+
+def sandbox() -> list[Finding]:
+    """bubblewrap: only instructors who grade strangers' notebooks want it, and only Linux has it."""
+    if shutil.which("bwrap"):
+        return [Finding("good", "bubblewrap", "here (grading can lock submissions in)")]
+    return [Finding("note", "bubblewrap", "not here; only for grading other people's notebooks, on Linux")]
+
+
+def browser() -> list[Finding]:
+    """Chromium: only the course's own tests want it."""
+    path = find_chromium()
+    if path:
+        return [Finding("good", "Chromium", f"{path} (for the course's own tests)")]
+    return [Finding("note", "Chromium", "not here; only the course's own tests in a browser want it")]
+
+
+def find_chromium() -> str:
+    """The Chromium or Chrome on this machine that tests can use, "" if there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if path := shutil.which(name):
+            return path
+    return ""
