@@ -124,7 +124,7 @@ def _examine(exercise: Exercise, answer: Any) -> Report:
         raise CannotCheck(
             f"{exercise.name} is a {type(answer).__name__}, not a function: was the name used for something else?"
         )
-    if getattr(answer, "__module__", "").startswith("mha_course.reference"):
+    if _module(answer).startswith("mha_course.reference"):
         line = (
             "That is the course's own: good to go on with. It is not counted as yours; come back to it later."
         )
@@ -140,11 +140,15 @@ def _examine(exercise: Exercise, answer: Any) -> Report:
     return report
 
 
+def _module(answer: Any) -> str:
+    return getattr(answer, "__module__", None) or ""
+
+
 def _look_below(exercise: Exercise, answer: Callable[..., Any], report: Report, seed: int) -> Report:
     """If the fault is in an earlier function of the learner's that this one calls, say so."""
     for name in exercise.builds_on:
         with replace_name(answer, name, exercises.find(name).reference) as own:
-            if own is None or getattr(own, "__module__", "").startswith("mha_course."):
+            if own is None or _module(own).startswith("mha_course."):
                 continue
             with_reference = examine(exercise, LocalAnswer(answer), seed, reference_allowed=True)
         below = examine(exercises.find(name), LocalAnswer(own), seed)

@@ -98,7 +98,7 @@ def grids(seen: Any, expected: Any, tolerance: float) -> tuple[tuple[Grid, ...],
         else torch.zeros_like(seen).bool()
     )
     first = wrong.nonzero()[0].tolist() if bool(wrong.any()) else [0] * seen.dim()
-    lead, rows, columns = first[:-2], *([0, 0, *first])[-2:]
+    lead, rows, columns = first[:-2], *[0, 0, *first][-2:]
     a, b, w = (_two_dimensional(x, lead) for x in (seen, expected, wrong))
     top, left = _window(rows, a.shape[0], ROWS), _window(columns, a.shape[1], COLUMNS)
     cut = (slice(top, top + ROWS), slice(left, left + COLUMNS))
