@@ -1,7 +1,7 @@
 """``mha-course lab``: JupyterLab at the learner's own copy of lesson 00.
 
-What JupyterLab itself is told for this course is in ``jupyter_lab_config.py``, which it reads because it is
-started in the repository's folder. So it also holds for a plain ``jupyter lab`` there.
+JupyterLab is started in the repository's folder, where nbgrader finds its configuration. What it is told besides
+holds for this start alone: no setting of the learner's is changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ import sys
 from urllib.parse import quote
 
 from . import bootstrap
+
+# Nothing here asks the network, or the learner about news: no feed, no look for a newer JupyterLab, no list of
+# extensions to install, no search for language servers.
+QUIET = (
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+    "--LanguageServerManager.autodetect=False",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
 
 def command(where: str, args: argparse.Namespace) -> list[str]:
     """The command line that starts JupyterLab at a notebook, given relative to the repository's folder."""
-    line = [sys.executable, "-m", "jupyterlab", f"--LabApp.default_url=/lab/tree/{quote(where)}"]
+    line = [sys.executable, "-m", "jupyterlab", *QUIET, f"--LabApp.default_url=/lab/tree/{quote(where)}"]
     if args.no_browser:
         line.append("--no-browser")
     if args.port:
