@@ -361,13 +361,17 @@ def heat_maps(
     keys = queries if keys is None else keys
     L, S = next(iter(maps.values())).shape
     side = min(0.5, (WIDTH - 0.8) / len(maps) / (S + 1.5))  # inches per cell
-    fig, axes = figure(1, len(maps), height=height or max(2.0, L * side + 1.3), squeeze=False)
+    fig, axes = figure(1, len(maps), height=height or max(2.0, L * side + 0.9), squeeze=False)
     for ax, (title, w) in zip(axes[0], maps.items()):
         image = ax.imshow(w, vmin=0, vmax=largest, cmap="cividis")
         ax.set_title(title)
         ax.grid(False)
+        ax.set_xticks([s - 0.5 for s in range(1, S)], minor=True)
+        ax.set_yticks([i - 0.5 for i in range(1, L)], minor=True)
+        ax.grid(which="minor", color="white", linewidth=1)
         ax.spines[:].set_visible(False)
-        ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        ax.tick_params(which="both", length=0)
+        ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
         ax.set_xticks(range(S), keys or map(str, range(S)))
         ax.set_yticks(range(L), queries or map(str, range(L)))
         if max(map(len, keys or ["0"])) > 3:
@@ -407,22 +411,28 @@ def arcs(
     tall = max(len(queries), len(keys))
     fig, axes = figure(1, len(maps), height=height or 0.34 * tall + 0.9, squeeze=False)
     for ax, (title, w), (colour, _) in zip(axes[0], maps.items(), LINES * len(maps)):
-        for i, row in enumerate(plain(w)):
-            for j, weight in enumerate(row):
-                ax.plot(
-                    (0, 1), (i, j), "-", color=colour, linewidth=0.3 + 4 * weight, alpha=0.06 + 0.94 * weight
-                )
-                if weight >= 0.5:
-                    ax.plot(1, j, "o", color=colour, markersize=7)
+        lines = sorted((weight, i, j) for i, row in enumerate(plain(w)) for j, weight in enumerate(row))
+        for weight, i, j in lines:
+            ax.plot((0, 1), (i, j), "-", color=_paler(colour, weight), linewidth=0.3 + 4 * weight)
+            if weight >= 0.5:
+                ax.plot(1, j, "o", color=colour, markersize=7)
         for x, words, side in ((-0.04, queries, "right"), (1.05, keys, "left")):
             for i, word in enumerate(words):
                 ax.text(x, i, word, ha=side, va="center_baseline", fontsize=11)
         ax.text(-0.04, -0.9, "looks", ha="right", va="center", color=QUIET)
         ax.text(1.05, -0.9, "is looked at", ha="left", va="center", color=QUIET)
         ax.set(xlim=(-0.55, 1.6), ylim=(tall - 0.4, -1.4))
-        ax.set_title(title, fontsize=12)
+        ax.set_title(title, fontsize=12, pad=8)
         ax.axis("off")
     return fig
+
+
+def _paler(colour: str, weight: float) -> tuple[float, ...]:
+    """The colour on white paper, as strong as the weight: white at 0, all of it at 1."""
+    from matplotlib.colors import to_rgb
+
+    strength = 0.06 + 0.94 * float(weight)
+    return tuple(1 - strength * (1 - part) for part in to_rgb(colour))
 
 
 # -------------------------------------------------------------------------- pictures of one lesson
