@@ -10,13 +10,16 @@ import argparse
 import os
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 from . import bootstrap
 
 # Nothing here asks the network, or the learner about news: no feed, no look for a newer JupyterLab, no list of
-# extensions to install, no search for language servers.
+# extensions to install, no search for language servers. The settings are defaults, which a learner's own override.
+SETTINGS = Path(__file__).resolve().parent / "jupyterlab_settings"
 QUIET = (
+    f"--LabApp.app_settings_dir={SETTINGS}",
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
