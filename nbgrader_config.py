@@ -12,7 +12,7 @@ from pathlib import Path
 
 c = get_config()  # noqa: F821  (given by traitlets)
 
-root = Path(__file__).resolve().parent
+root = Path(__file__).absolute().parent
 if str(root) not in sys.path:
     sys.path.insert(0, str(root))
 with contextlib.suppress(OSError):  # a read-only checkout can still validate
@@ -49,6 +49,14 @@ c.Exchange.root = str(root / "grading" / "exchange")
 c.Exchange.cache = str(root / "grading" / "cache")
 c.Exchange.assignment_dir = str(root / "work")
 
+# zip_collect: grading/downloaded/01_one_head/archive/ holds, for each learner, alice.zip, or a folder alice/,
+# or alice__01_one_head.ipynb. A notebook with another name than the released one is skipped, with a warning.
+c.ZipCollectApp.downloaded_directory = "grading/downloaded"
+c.ZipCollectApp.strict = True
+c.FileNameCollectorPlugin.named_regexp = (
+    r".*[/\\]extracted[/\\](?P<student_id>[^/\\]+?)(?:__|[/\\](?:.*[/\\])?)(?P<file_id>[^/\\]+)$"
+)
+
 # Release. The last of our steps gives the same bytes on every machine.
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError()"}
 c.GenerateAssignment.preprocessors = [
@@ -75,3 +83,4 @@ c.Autograde.sanitize_preprocessors = [
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.Execute.timeout = 300  # seconds for one cell; a learner's Validate uses it too
+c.Execute.extra_arguments = ["--log-level=ERROR"]  # no word about each kernel's transport

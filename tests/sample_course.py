@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+
+import pytest
+
+from mha_course import building
 
 ANSWER = (
     '{"grade": false, "grade_id": "double", "locked": false, '
@@ -55,6 +60,31 @@ def make(root: Path, lesson: str = LESSON) -> Path:
     (folder / "01_doubling.py").write_text(lesson, encoding="utf-8")
     (folder / "numbers.csv").write_text("1,2,3\n", encoding="utf-8")
     return folder
+
+
+EXERCISES = """
+from mha_course.checking import Case, Exercise, Lesson
+
+DOUBLE = Exercise("double", "1.1", lambda x: 2 * x, ("y (N,)",), (Case("x", lambda d: {"x": d.normal(5)}),))
+LESSON = Lesson("01_doubling", "Doubling", exercises=(DOUBLE,))
+"""
+
+
+def make_whole(root: Path) -> Path:
+    """The sample course as a checkout of its own: package, config, sources, pair and release."""
+    (root / "nbgrader_config.py").symlink_to(building.ROOT / "nbgrader_config.py")
+    package = root / "mha_course"
+    (package / "exercises").mkdir(parents=True)
+    for part in (building.ROOT / "mha_course").iterdir():
+        if part.name not in ("exercises", "__pycache__"):
+            (package / part.name).symlink_to(part)
+    shutil.copy(building.ROOT / "mha_course" / "exercises" / "__init__.py", package / "exercises")
+    (package / "exercises" / "doubling.py").write_text(EXERCISES, encoding="utf-8")
+    folder = make(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "find_exercise", KNOWN.__getitem__)
+        list(building.build(folder))
+    return root
 
 
 def release(root: Path, name: str, title: str, text: str = "", checked: tuple[str, ...] = ()) -> Path:
