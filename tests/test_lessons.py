@@ -128,6 +128,7 @@ def test_lost_or_damaged_notes_never_cost_the_learner_work(course, work, notes):
     lessons.open_workspace(course)
     assert own.read_text() == "my work"
     assert list(work.glob(".handed_out (damaged)*"))
+    assert not list(own.parent.glob("*updated*"))  # nobody knows what was handed out: no clutter
 
 
 def test_a_work_folder_that_cannot_be_made_is_one_clear_sentence(course):
@@ -196,11 +197,13 @@ def notes(work):
     return {name: note["status"] for name, note in json.loads((work / "progress.json").read_text()).items()}
 
 
-def test_progress_is_noted_only_in_a_workspace(course, work, monkeypatch, tmp_path_factory):
+def test_progress_is_noted_only_in_a_workspace(course, work, monkeypatch, tmp_path):
     monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
     monkeypatch.chdir(course)
     assert not lessons.record("attend", "passed")
-    monkeypatch.chdir(tmp_path_factory.mktemp("work"))  # called work, but nothing was handed out there
+    other = tmp_path / "other" / "work"  # called work, but nothing was handed out there
+    other.mkdir(parents=True)
+    monkeypatch.chdir(other)
     assert not lessons.record("attend", "passed")
     monkeypatch.chdir(work / "01_one_head")
     assert lessons.record("attend", "passed")
