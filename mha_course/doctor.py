@@ -71,8 +71,11 @@ def main(args: argparse.Namespace | None = None) -> int:
     return report()
 
 
-def report() -> int:
+def report(brief: bool = False) -> int:
     """Print every finding as soon as it is made, and one line that sums them up.
+
+    Args:
+        brief: print only what there is something to do about, and the last line.
 
     Returns:
         1 if something needed is wrong, otherwise 0.
@@ -84,9 +87,11 @@ def report() -> int:
         except SetUpError as error:
             findings = [Finding("bad", look.__name__, str(error))]
         for finding in findings:
-            print(finding, flush=True)
+            if finding.cure or not brief:
+                print(finding, flush=True)
             wrong += finding.status == "bad"
-    print()
+    if not brief:
+        print()
     if wrong:
         print(
             f"{wrong} {'thing needs' if wrong == 1 else 'things need'} your attention: see the lines with {SIGNS['bad']}."
