@@ -238,7 +238,7 @@ def _wrong(
 ) -> Report:
     trial, observation = trials[index], seen[index]
     cause: Cause | None = None
-    if found.kind not in ("too slow", "parameters"):
+    if found.kind != "too slow":
         cause = diagnose(
             exercise,
             trials[: len(seen)],
