@@ -777,9 +777,10 @@ QUESTIONS = (
         "view_or_transpose",
         right="d",
         why={
-            "a": "That is x itself, as it was.",
-            "b": "That is x.T: the columns have become rows. view never does that: it keeps the reading order.",
-            "c": "Both have the shape (3, 2), but view keeps the order 0, 1, 2, 3, 4, 5 and .T goes down the columns.",
+            "a": "x.view(3, 2) has two columns, so no row of it can hold three numbers.",
+            "b": "[0, 3] is the first column of x, laid down: .T does that. view never does: it keeps the reading "
+            "order 0, 1, 2, 3, 4, 5.",
+            "c": "Both have the shape (3, 2), but .T makes rows of the columns: its first row is 0, 3.",
             "d": "Yes: view keeps the reading order, whatever the shape; .T turns the columns into rows.",
         },
     ),

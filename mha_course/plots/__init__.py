@@ -101,6 +101,7 @@ def figure(
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     return fig, fig.subplots(rows, columns, **subplots)
 
 
