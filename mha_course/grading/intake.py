@@ -1,0 +1,538 @@
+"""What a learner handed in, read defensively, and the notebook rebuilt from the release.
+
+Only *sources* are taken from a submission: of the answer cells, of cells the learner may change, of cells the
+learner added. Everything else (which cells there are, tests, points, ids, metadata) is the release's. What can
+be repaired is, with a line that says so; what cannot be read is set aside with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import copy
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mha_course import notebook_rules as rules
+
+MAX_FILE = 128 << 20  # bytes; a notebook with many pictures in it has perhaps 50 MB
+MAX_STRUCTURE = 8_000_000  # brackets and commas
+MAX_SOURCE = 200_000  # characters of one cell
+MAX_CELLS = 2000
+MAX_FOLDER = 2000  # entries looked at in a submission's folder
+
+
+class SetAside(Exception):
+    """A submission that cannot be graded by a machine. The text says why."""
+
+
+# -------------------------------------------------------------------------------------- the release
+
+
+@dataclass(frozen=True)
+class ReleasedNotebook:
+    """One notebook as it was handed out, cells as plain dicts."""
+
+    stem: str
+    cells: tuple[dict, ...]
+    metadata: dict
+
+    def ids(self) -> set[str]:
+        return {name for cell in self.cells if (name := grade_id(cell))}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A lesson as it was handed out.
+
+    Args:
+        lesson: its folder's name.
+        notebooks: by stem.
+        files: other files' paths below the lesson's folder.
+    """
+
+    lesson: str
+    notebooks: dict[str, ReleasedNotebook]
+    files: tuple[str, ...] = ()
+
+
+def read_release(folder: Path) -> Release:
+    """Read a lesson's release from ``notebooks/``.
+
+    Raises:
+        FileNotFoundError: there is no notebook in it.
+    """
+    notebooks = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cells = tuple({**cell, "source": text_of(cell["source"])} for cell in content["cells"])
+        notebooks[path.stem] = ReleasedNotebook(path.stem, cells, content["metadata"])
+    if not notebooks:
+        raise FileNotFoundError(f"there is no notebook in {folder}")
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".ipynb", ".py")]
+    files = tuple(path.relative_to(folder).as_posix() for path in others if ".ipynb_checkpoints" not in path.parts)
+    return Release(folder.name, notebooks, files)
+
+
+def marks(cell: dict) -> dict:
+    found = cell.get("metadata", {}).get("nbgrader")
+    return found if isinstance(found, dict) else {}
+
+
+def grade_id(cell: dict) -> str:
+    name = marks(cell).get("grade_id")
+    return name if isinstance(name, str) else ""
+
+
+def is_answer(cell: dict) -> bool:
+    return bool(marks(cell).get("solution"))
+
+
+def is_graded(cell: dict) -> bool:
+    return bool(marks(cell).get("grade"))
+
+
+def is_task(cell: dict) -> bool:
+    return bool(marks(cell).get("task"))
+
+
+def text_of(source: Any) -> str:
+    if isinstance(source, list):
+        return "".join(part for part in source if isinstance(part, str))
+    return source if isinstance(source, str) else ""
+
+
+# ------------------------------------------------------------------------------- reading a folder
+
+
+@dataclass
+class Submission:
+    """What one learner handed in for one lesson, ready to be run.
+
+    Args:
+        notebooks: the rebuilt cells, by the released notebook's stem; `None` where it was not handed in.
+        repairs: what was put right, one sentence each.
+        timestamp: when it was handed in, as written by the exchange.
+    """
+
+    notebooks: dict[str, list[RebuiltCell] | None] = field(default_factory=dict)
+    repairs: list[str] = field(default_factory=list)
+    timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class RebuiltCell:
+    """One cell of a rebuilt notebook.
+
+    Args:
+        cell: as it will stand in the autograded notebook (nbformat, no outputs).
+        run: the source to run in the learner's process, ``None``: nothing is run.
+        check: names of the exercises that this released cell checks.
+        unless: run it only if this name is not defined yet (a stub must not take an answer's place).
+        own: written by the learner.
+    """
+
+    cell: dict
+    run: str | None = None
+    check: tuple[str, ...] = ()
+    unless: str = ""
+    own: bool = False
+
+
+def read_submission(folder: Path, release: Release) -> Submission:
+    """Read what is in a learner's folder.
+
+    Raises:
+        SetAside: nothing in it can be graded.
+    """
+    found = Submission()
+    listing = list(_regular_files(folder, found.repairs))
+    found.timestamp = _timestamp(folder / "timestamp.txt") if folder / "timestamp.txt" in listing else None
+    notebooks = {path: None for path in listing if path.suffix.lower() == ".ipynb"}
+    read: dict[Path, list[dict]] = {}
+    trouble: dict[Path, str] = {}
+    for path in notebooks:
+        try:
+            read[path] = read_notebook(path, found.repairs)
+        except SetAside as error:
+            trouble[path] = str(error)
+    for stem, released in release.notebooks.items():
+        path = _choose(released, folder, read, trouble, release, found.repairs)
+        found.notebooks[stem] = None if path is None else rebuild(released, read[path], found.repairs)
+    if all(cells is None for cells in found.notebooks.values()):
+        reasons = [f"{path.name}: {reason}" for path, reason in trouble.items()]
+        links = [line for line in found.repairs if "symbolic link" in line]
+        raise SetAside("; ".join(reasons or links[:3]) or "there is no notebook in the folder")
+    for path, reason in trouble.items():
+        found.repairs.append(f"{path.name} was not used: {reason}")
+    for stem, cells in found.notebooks.items():
+        if cells is None:
+            if trouble:
+                raise SetAside("; ".join(f"{path.name}: {reason}" for path, reason in trouble.items()))
+            found.repairs.append(f"{stem}.ipynb was not handed in: 0 points for it")
+    return found
+
+
+def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
+    """Files in the folder and one level below, links never followed."""
+    if folder.is_symlink():
+        raise SetAside("the folder is a symbolic link, which is not followed")
+    seen = 0
+    for level in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+        if level.name in (".ipynb_checkpoints", "__pycache__", "feedback"):
+            continue
+        with os.scandir(level) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                seen += 1
+                if seen > MAX_FOLDER:
+                    repairs.append(f"more than {MAX_FOLDER} files were handed in; the rest was not looked at")
+                    return
+                if entry.is_symlink():
+                    repairs.append(f"{_shown(entry.name)} is a symbolic link, which is not followed")
+                elif entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+                elif not entry.is_dir(follow_symlinks=False):
+                    repairs.append(f"{_shown(entry.name)} is no regular file and was not opened")
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()[:80]
+
+
+def _timestamp(path: Path) -> str | None:
+    try:
+        text = _bytes(path, 200).decode("ascii").strip()
+    except (OSError, ValueError, SetAside):
+        return None
+    return text if re.fullmatch(r"[\d\-:. A-Za-z+/_]{8,60}", text) else None
+
+
+def _bytes(path: Path, limit: int = MAX_FILE) -> bytes:
+    """A regular file's bytes; no link is followed, no pipe or device opened."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise SetAside(f"cannot be opened ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SetAside("is no regular file")
+        if status.st_size > limit:
+            raise SetAside(f"has {status.st_size >> 20} MB; more than {limit >> 20} MB is not read")
+        try:
+            return file.read(limit + 1)
+        except OSError as error:
+            raise SetAside(f"cannot be read ({error.strerror})") from None
+
+
+def _choose(
+    released: ReleasedNotebook,
+    folder: Path,
+    read: dict[Path, list[dict]],
+    trouble: dict[Path, str],
+    release: Release,
+    repairs: list[str],
+) -> Path | None:
+    """Which of the files that were handed in is this notebook."""
+    expected = folder / f"{released.stem}.ipynb"
+    others = [stem for stem in release.notebooks if stem != released.stem]
+    free = [path for path in read if path.stem not in others]
+
+    def likeness(path: Path) -> tuple:
+        stubs = {grade_id(cell): cell["source"] for cell in released.cells if is_answer(cell)}
+        ids = {grade_id(cell) or cell.get("id") for cell in read[path]}
+        changed = sum(cell["source"] != stubs.get(grade_id(cell), cell["source"]) for cell in read[path])
+        return len(ids & released.ids()), changed, path == expected, path.parent == folder, path.name
+
+    if expected in read and likeness(expected)[0]:
+        return expected
+    known = [path for path in free if likeness(path)[0]]
+    if known:
+        best = max(known, key=likeness)
+        if best != expected:
+            repairs.append(f"{_shown(best.name)} was taken for {released.stem}.ipynb")
+        return best
+    if expected in read:
+        return expected
+    if len(free) == 1 and not trouble and len(release.notebooks) == 1:
+        repairs.append(f"{_shown(free[0].name)} was taken for {released.stem}.ipynb")
+        return free[0]
+    return None
+
+
+# ----------------------------------------------------------------------------- reading a notebook
+
+
+def read_notebook(path: Path, repairs: list[str]) -> list[dict]:
+    """The cells of a notebook file: cell_type, source, id and nbgrader's marks, whatever its format.
+
+    Raises:
+        SetAside: it is not a notebook.
+    """
+    name = _shown(path.name)
+    data = _bytes(path)
+    if not data.strip(b"\0 \t\r\n"):
+        raise SetAside("is empty")
+    if sum(data.count(mark) for mark in b"[{,") > MAX_STRUCTURE:
+        raise SetAside("is built of too many parts to be a notebook")
+    content = _json(_text(data, name, repairs), name, repairs)
+    if not isinstance(content, dict):
+        raise SetAside("is no notebook: no cells in it")
+    cells = content.get("cells")
+    if cells is None and isinstance(content.get("worksheets"), list):
+        repairs.append(f"{name} is in an old notebook format (3): converted")
+        sheets = [sheet.get("cells") for sheet in content["worksheets"] if isinstance(sheet, dict)]
+        cells = [cell for sheet in sheets if isinstance(sheet, list) for cell in sheet]
+    elif content.get("nbformat") != 4:
+        repairs.append(f"{name} says that it is in notebook format {str(content.get('nbformat'))[:20]}: read as 4")
+    if not isinstance(cells, list):
+        raise SetAside("is no notebook: no cells in it")
+    if len(cells) > MAX_CELLS:
+        repairs.append(f"{name} has {len(cells)} cells; the first {MAX_CELLS} were read")
+    return [kept for cell in cells[:MAX_CELLS] if (kept := _cell(cell, name, repairs))]
+
+
+def _text(data: bytes, name: str, repairs: list[str]) -> str:
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            if encoding != "utf-8-sig":
+                repairs.append(f"{name} was saved as {encoding.upper()}: converted")
+            return data.decode(encoding, "replace")
+    if data[:2] in (b"{\0", b"\0{"):
+        repairs.append(f"{name} was saved as UTF-16: converted")
+        return data.decode("utf-16-le" if data[:1] == b"{" else "utf-16-be", "replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        repairs.append(f"{name} was not saved as UTF-8: read as Latin-1")
+        return data.decode("latin-1")
+
+
+def _json(text: str, name: str, repairs: list[str]) -> Any:
+    text = text.strip("\0 \t\r\n\ufeff")
+    if re.search(r"^<{7} .*?^={7}$", text[:5_000_000], re.MULTILINE | re.DOTALL):
+        raise SetAside("has conflict marks of a version control system in it")
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    try:  # something after the end, or a comma too many before it
+        content, end = json.JSONDecoder(strict=False).raw_decode(text)
+        if isinstance(content, dict) and end < len(text):
+            repairs.append(f"{name} has something after its end: left out")
+            return content
+    except (ValueError, RecursionError):
+        pass
+    try:
+        content = json.loads(re.sub(r",(\s*[\]}])", r"\1", text), strict=False)
+        repairs.append(f"{name} has commas too many: left out")
+        return content
+    except (ValueError, RecursionError):
+        raise SetAside(f"is not readable as JSON ({reason[:100]})") from None
+
+
+def _cell(cell: Any, name: str, repairs: list[str]) -> dict | None:
+    if not isinstance(cell, dict):
+        repairs.append(f"{name} has something among its cells that is no cell: left out")
+        return None
+    source = text_of(cell.get("source", cell.get("input")))
+    if len(source) > MAX_SOURCE:
+        repairs.append(f"{name} has a cell of {len(source)} characters: left out")
+        return None
+    metadata = cell.get("metadata")
+    kind = cell.get("cell_type")
+    kept: dict[str, Any] = {
+        "cell_type": kind if kind in ("code", "markdown", "raw") else "markdown",
+        "source": source.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n"),
+        "metadata": {},
+    }
+    if isinstance(cell.get("id"), str):
+        kept["id"] = cell["id"][:64]
+    if isinstance(metadata, dict) and isinstance(metadata.get("nbgrader"), dict):
+        name_given = metadata["nbgrader"].get("grade_id")
+        if isinstance(name_given, str):
+            kept["metadata"] = {"nbgrader": {"grade_id": name_given[:200]}}
+    return kept
+
+
+# ------------------------------------------------------------------------------------- rebuilding
+
+
+def rebuild(released: ReleasedNotebook, theirs: list[dict], repairs: list[str]) -> list[RebuiltCell]:
+    """The released notebook with the learner's sources in it.
+
+    Args:
+        released: what was handed out.
+        theirs: the submission's cells, as `read_notebook` gives them.
+        repairs: lines are added here.
+    """
+    place = _match(released, theirs, repairs)  # their index → released index
+    mine = {ours: their for their, ours in place.items()}
+    after: dict[int, list[int]] = {}  # released index (−1: before all) → the learner's own cells behind it
+    last = -1
+    for index in range(len(theirs)):
+        if index in place:
+            last = place[index]
+        else:
+            after.setdefault(last, []).append(index)
+
+    rebuilt = [RebuiltCell(cell, source, own=False) for cell, source in _imports(released)]
+
+    def own_cells(behind: int) -> None:
+        for index in after.get(behind, ()):
+            if theirs[index]["source"].strip() and not _is_stub(released, theirs[index]):
+                rebuilt.append(_own(released, theirs[index], index))
+
+    own_cells(-1)
+    for index, cell in enumerate(released.cells):
+        their = theirs[mine[index]] if index in mine else None
+        rebuilt.append(_released(released, cell, their, repairs))
+        own_cells(index)
+    return rebuilt
+
+
+def _match(released: ReleasedNotebook, theirs: list[dict], repairs: list[str]) -> dict[int, int]:
+    """Which of the learner's cells is which released one: by the grade id, the cell's id, the text."""
+    by_grade = {grade_id(cell): index for index, cell in enumerate(released.cells) if grade_id(cell)}
+    by_id = {cell.get("id"): index for index, cell in enumerate(released.cells) if cell.get("id")}
+    candidates: dict[int, list[int]] = {}
+    for index, cell in enumerate(theirs):
+        ours = by_grade.get(grade_id(cell), by_id.get(cell.get("id")))
+        if ours is not None and (not grade_id(cell) or not is_graded(released.cells[ours])):
+            named = by_id.get(cell.get("id"))
+            if named is not None and grade_id(cell) not in by_grade:
+                ours = named
+        if ours is not None:
+            candidates.setdefault(ours, []).append(index)
+    place: dict[int, int] = {}
+    for ours, found in candidates.items():
+        chosen = _best_copy(released.cells[ours], [theirs[i] for i in found])
+        place[found[chosen]] = ours
+        if len(found) > 1:
+            which = "the last changed one counts" if is_answer(released.cells[ours]) else "one was used"
+            repairs.append(f"cell {_name(released.cells[ours])} was there {len(found)} times: {which}")
+    by_text: dict[str, list[int]] = {}
+    for index, cell in enumerate(released.cells):
+        if index not in place.values():
+            by_text.setdefault(cell["source"].strip(), []).append(index)
+    for index, cell in enumerate(theirs):
+        same = by_text.get(cell["source"].strip())
+        if index not in place and same:
+            place[index] = same.pop(0)
+    for ours, cell in enumerate(released.cells):
+        if is_answer(cell) and ours not in place.values() and cell["cell_type"] == "code":
+            defining = [i for i, c in enumerate(theirs) if i not in place and grade_id(cell) in _defined(c["source"])]
+            if defining:
+                place[defining[-1]] = ours
+                repairs.append(f"cell {_name(cell)} had lost its marks: found by what it defines")
+    return place
+
+
+def _best_copy(released: dict, copies: list[dict]) -> int:
+    """Of several copies of one cell, the last that was changed."""
+    changed = [i for i, cell in enumerate(copies) if cell["source"].strip() != released["source"].strip()]
+    changed = [i for i in changed if copies[i]["source"].strip()] or changed
+    return changed[-1] if changed and not (is_graded(released) and not is_answer(released)) else len(copies) - 1
+
+
+def _name(cell: dict) -> str:
+    return grade_id(cell) or str(cell.get("id", ""))
+
+
+def _defined(source: str) -> set[str]:
+    """Names that a cell's outermost level defines."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set(re.findall(r"^(?:def|class)\s+(\w+)", source, re.MULTILINE))
+    names = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def _is_stub(released: ReleasedNotebook, cell: dict) -> bool:
+    """A left-over copy of an answer cell in which nothing was written."""
+    return any(is_answer(ours) and ours["source"].strip() == cell["source"].strip() for ours in released.cells)
+
+
+def _imports(released: ReleasedNotebook) -> Iterator[tuple[dict, str]]:
+    """The release's own imports as the first thing to run: they are there even if their cell was damaged."""
+    lines = []
+    for cell in released.cells:
+        if cell["cell_type"] != "code" or is_answer(cell) or is_graded(cell):
+            continue
+        try:
+            body = ast.parse(cell["source"]).body
+        except SyntaxError:
+            continue
+        lines += [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    if lines:
+        yield {}, "\n".join(dict.fromkeys(lines))
+
+
+def _released(released: ReleasedNotebook, cell: dict, their: dict | None, repairs: list[str]) -> RebuiltCell:
+    shown = copy.deepcopy(cell)
+    if cell["cell_type"] == "code":
+        shown["outputs"], shown["execution_count"] = [], None
+    name = _name(cell)
+    if is_answer(cell):
+        if their is None:
+            repairs.append(f"answer cell {name} was missing: put back empty")
+            return RebuiltCell(shown, cell["source"], unless=name)
+        if their["cell_type"] != cell["cell_type"]:
+            repairs.append(f"answer cell {name} had become {their['cell_type']}: turned back")
+        shown["source"] = their["source"]
+        if cell["cell_type"] != "code":
+            shown["source"] = harmless_markdown(their["source"])
+            return RebuiltCell(shown, own=True)
+        untouched = their["source"].strip() == cell["source"].strip()
+        check = () if not is_graded(cell) else tuple(rules.checked_names(cell["source"]) or ())
+        return RebuiltCell(shown, their["source"], check, unless=name if untouched else "", own=True)
+    if cell["cell_type"] != "code":
+        return RebuiltCell(shown)
+    if is_graded(cell):
+        if their is None:
+            repairs.append(f"check cell {name} was missing: put back")
+        elif their["source"].strip() != cell["source"].strip():
+            repairs.append(f"check cell {name} was changed: the released one is used")
+        return RebuiltCell(shown, check=tuple(rules.checked_names(cell["source"]) or ()))
+    if marks(cell).get("locked") or their is None or their["cell_type"] != "code":
+        return RebuiltCell(shown, cell["source"])
+    shown["source"] = their["source"]
+    return RebuiltCell(shown, their["source"], own=their["source"] != cell["source"])
+
+
+def _own(released: ReleasedNotebook, cell: dict, index: int) -> RebuiltCell:
+    taken = {c.get("id") for c in released.cells}
+    identity = f"own-{index + 1}"
+    while identity in taken:
+        identity += "x"
+    shown = {"cell_type": cell["cell_type"], "id": identity, "metadata": {}, "source": cell["source"]}
+    if cell["cell_type"] != "code":
+        shown["cell_type"] = "markdown"
+        shown["source"] = harmless_markdown(cell["source"])
+        return RebuiltCell(shown, own=True)
+    shown["outputs"], shown["execution_count"] = [], None
+    return RebuiltCell(shown, cell["source"], own=True)
+
+
+def harmless_markdown(text: str) -> str:
+    """A learner's prose, for a page that an instructor will open: no HTML, no links that run something."""
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    return re.sub(r"(?i)\b(javascript|vbscript|data)\s*:", r"\1&#58;", text)
+

@@ -1,0 +1,217 @@
+"""Asking an answer that lives in a learner's process: the trusted end of the socket.
+
+Whatever comes back is a claim: it is bounded, its types are checked, and the values are compared here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+from mha_course.checking.calls import Call, Failure, Observation
+
+from . import wire
+from .sandbox import Nursery
+
+GRACE = 3.0  # seconds: a process is asked to stop first, and ended after that
+
+
+class Died(Exception):
+    """The learner's process is gone, does not answer, or answers nonsense.
+
+    Args:
+        says: what happened.
+        late: it was stopped because its time was up.
+    """
+
+    def __init__(self, says: str, late: bool = False):
+        super().__init__(says)
+        self.late = late
+
+
+class Process:
+    """One learner's process, from fork to the end of its process tree.
+
+    Args:
+        nursery: where it is forked.
+        until: when it must be over, as of `time.monotonic`.
+    """
+
+    def __init__(self, nursery: Nursery, until: float):
+        self.nursery, self.until = nursery, until
+        self.channel = nursery.fork()
+
+    def begin(self, off: tuple[str, ...], loan: dict[str, Any], quiet: bool) -> None:
+        """Get ready for the first cell.
+
+        Args:
+            off: groups of ready-made functions to switch off.
+            loan: what is lent of the reference, see `lending`.
+            quiet: outputs are not kept; nothing is drawn.
+
+        Raises:
+            Died: see there.
+        """
+        self._ask({"do": "start", "off": list(off), "reference": loan, "quiet": quiet}, seconds=30)
+
+    def run(self, source: str, number: int, seconds: float) -> tuple[list[dict], bool]:
+        """Run one cell: its outputs (made harmless), and whether its time was up.
+
+        Raises:
+            Died: see there.
+        """
+        seconds = max(min(seconds, self.until - time.monotonic()), 0.1)
+        reply, _ = self._ask({"do": "run", "source": source, "number": number, "seconds": seconds}, seconds)
+        outputs = reply.get("outputs")
+        return harmless_outputs(outputs if isinstance(outputs, list) else [], number), reply.get("late") is True
+
+    def observe(self, name: str, call: Call) -> Observation:
+        """Make one call of the answer that is called ``name``.
+
+        Raises:
+            Died: see there.
+        """
+        body, blobs = wire.pack_call(call)
+        request = {"do": "observe", "name": name, "call": body}
+        reply, data = self._ask(request, min(call.seconds, self.until - time.monotonic()), blobs)
+        if reply.get("missing"):
+            return Observation(failure=_missing(name, reply.get("kind")))
+        try:
+            return _switched_off_is_used(wire.observation_from(reply, data))
+        except (wire.Malformed, RecursionError, OverflowError, MemoryError, TypeError, ValueError) as error:
+            raise Died(f"its answer makes no sense ({str(error)[:80]})") from None
+
+    def value(self, name: str) -> str | None:
+        """The text that a variable holds, ``None`` where it holds none."""
+        reply, _ = self._ask({"do": "value", "name": name}, 5)
+        value = reply.get("value")
+        return value[:200] if isinstance(value, str) else None
+
+    def which(self, names: tuple[str, ...]) -> list[Any]:
+        """Something that changes when another object gets one of these names."""
+        reply, _ = self._ask({"do": "which", "names": list(names)}, 5)
+        found = reply.get("which")
+        return found if isinstance(found, list) else []
+
+    def end(self) -> None:
+        """Kill the process and everything it started."""
+        self.channel.close()
+        self.nursery.kill()
+
+    def _ask(self, request: dict, seconds: float, blobs: list[bytes] = ()) -> tuple[dict, memoryview]:
+        deadline = time.monotonic() + max(seconds, 0.1) + GRACE
+        try:
+            wire.write(self.channel, request, blobs, deadline)
+            reply, data = wire.read(self.channel, deadline)
+        except wire.Closed as error:
+            raise Died("its time was up" if error.late else "its process ended", error.late) from None
+        except (wire.Malformed, MemoryError) as error:
+            raise Died(f"its answer makes no sense ({error})") from None
+        if not isinstance(reply, dict) or "error" in reply:
+            raise Died("its answer makes no sense")
+        return reply, data
+
+
+class RemoteAnswer:
+    """An answer by its name in a learner's process; what `examine` asks. Never raises because of the answer.
+
+    Args:
+        process: where it lives.
+        name: the function's or class's name.
+
+    Attributes:
+        death: how the process died, if it did; nothing more is asked of it then.
+    """
+
+    def __init__(self, process: Process, name: str):
+        self.process, self.name = process, name
+        self.death: Died | None = None
+
+    def observe(self, call: Call) -> Observation:
+        if self.death is None:
+            try:
+                return self.process.observe(self.name, call)
+            except Died as death:
+                self.death = death
+        if self.death.late:
+            return Observation(failure=Failure("too slow", ("TimeoutError",), f"stopped after {call.seconds:g} s"))
+        return Observation(failure=Failure("raised", ("SystemExit",), f"while it ran, {self.death}"))
+
+
+def _switched_off_is_used(seen: Observation) -> Observation:
+    """A call of something that is switched off is a call of something forbidden."""
+    if seen.failure is not None and " is switched off here" in seen.failure.message:
+        name = seen.failure.message.split(" is switched off here")[0][-80:]
+        return replace(seen, used=(*seen.used, name))
+    return seen
+
+
+def _missing(name: str, kind: Any) -> Failure:
+    if isinstance(kind, str) and kind not in ("NoneType", "ellipsis"):
+        return Failure("raised", ("TypeError",), f"{name} is of type {kind[:80]}: it cannot be called")
+    return Failure("not written", ("NameError",), f"name {name!r} is not defined")
+
+
+# ------------------------------------------------------------------------------- harmless outputs
+
+TEXT = 20_000
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def harmless_outputs(claimed: list, number: int) -> list[dict]:
+    """Outputs for a page that others open: text, and pictures that are PNG. No HTML, no scripts, no links."""
+    kept: list[dict] = []
+    room = 4 * TEXT
+    for output in claimed[:200]:
+        if not isinstance(output, dict) or room <= 0:
+            continue
+        kind = output.get("output_type")
+        if kind == "stream" and output.get("name") in ("stdout", "stderr"):
+            text = _clean(output.get("text"), min(TEXT, room))
+            room -= len(text)
+            kept.append({"output_type": "stream", "name": output["name"], "text": text})
+        elif kind == "error":
+            text = _clean(output.get("text"), min(TEXT, room))
+            room -= len(text)
+            name, value = _clean(output.get("ename"), 200), _clean(output.get("evalue"), 2000)
+            kept.append({"output_type": "error", "ename": name, "evalue": value, "traceback": text.split("\n")})
+        elif kind in ("display_data", "execute_result") and isinstance(output.get("data"), dict):
+            data: dict[str, str] = {}
+            if (text := _clean(output["data"].get("text/plain"), min(TEXT, room))) or kind == "execute_result":
+                data["text/plain"] = text
+                room -= len(text)
+            if picture := _png(output["data"].get("image/png")):
+                data["image/png"] = picture
+            alt = _clean(output.get("alt"), 1000)
+            made = {"output_type": kind, "data": data, "metadata": {"image/png": {"alt": alt}} if alt else {}}
+            if kind == "execute_result":
+                made["execution_count"] = number
+            if data:
+                kept.append(made)
+    return kept
+
+
+def _clean(text: Any, limit: int) -> str:
+    if not isinstance(text, str):
+        return ""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07", "", text[: 2 * limit])
+    text = "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) != 127))
+    return text if len(text) <= limit else text[:limit] + " …"
+
+
+def _png(data: Any) -> str:
+    import base64
+    import binascii
+
+    if not isinstance(data, str) or len(data) > 600_000:
+        return ""
+    try:
+        raw = base64.b64decode(data, validate=False)
+    except (binascii.Error, ValueError):
+        return ""
+    if not raw.startswith(PNG) or raw[12:16] != b"IHDR" or not 33 <= len(raw):
+        return ""
+    width, height = int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
+    return base64.b64encode(raw).decode() if 0 < width * height <= 16_000_000 else ""

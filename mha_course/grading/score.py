@@ -1,0 +1,351 @@
+"""From a rebuilt notebook to marks: cells run over there, answers are called from here and compared here.
+
+A notebook is run once with everything in place, for its outputs and for most of its exercises. Exercises that
+forbid ready-made functions are asked in a second run, in which those are switched off before the first cell.
+When a process dies, the next one runs the cells again without the one that killed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mha_course import exercises
+from mha_course.checking import Card, Exercise, Question, Report, as_html, as_text, examine
+from mha_course.tutor import answer_question
+
+from . import lending
+from .intake import RebuiltCell, Release, Submission, grade_id, is_graded, marks
+from .remote import Died, Process, RemoteAnswer
+from .sandbox import Nursery
+
+MAX_DEATHS = 8  # of one run of a notebook
+SECOND_LATE = 20.0  # seconds for a cell, once one was stopped
+PRACTICE_SEED = 0  # what a learner's own check() uses; cards are made with it, so that no hidden input is shown
+
+
+def seed_for(secret: bytes, student: str, exercise: str) -> int:
+    """The seed of one learner's inputs for one exercise: the same whenever it is asked for, 63 bits."""
+    digest = hmac.new(secret, f"{student}\0{exercise}".encode(), hashlib.sha256).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Outcome:
+    """What became of one exercise or question.
+
+    Args:
+        status: "right", "wrong", "not written", or "trouble": a fault of the grading, for a person to look at.
+        cause: the misconception's id or the kind of difference.
+        named: whether the cause is a known misconception.
+        seed: of the inputs, from `seed_for`.
+        text, html: the card.
+    """
+
+    name: str
+    status: str
+    cause: str
+    named: bool
+    seed: int
+    text: str
+    html: str
+    headline: str
+
+
+@dataclass
+class Marks:
+    """What became of one notebook.
+
+    Args:
+        cells: nbformat cells with outputs, checks included.
+        outcomes: by grade id of the check cell.
+        trouble: grade ids that a person must look at.
+        late: how many cells and checks were stopped because their time was up.
+        deaths: how often the process died.
+    """
+
+    cells: list[dict]
+    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    trouble: list[str] = field(default_factory=list)
+    late: int = 0
+    deaths: int = 0
+
+
+class Marker:
+    """Marks notebooks of one lesson, one after the other.
+
+    Args:
+        nursery: where learners' processes come from.
+        secret: for the seeds.
+        outputs: keep what cells print and draw; without, only the checks' cards are in the notebook.
+    """
+
+    def __init__(self, nursery: Nursery, secret: bytes, outputs: bool = True):
+        self.nursery, self.secret, self.outputs = nursery, secret, outputs
+
+    def mark(self, student: str, release: Release, submission: Submission) -> dict[str, Marks]:
+        """Marks of every notebook of a submission, by stem; those not handed in are left out."""
+        return {
+            stem: _Run(self, student, release, stem, cells).marks()
+            for stem, cells in submission.notebooks.items()
+            if cells is not None
+        }
+
+
+# ------------------------------------------------------------------------------------- one notebook
+
+
+class _Run:
+    def __init__(self, marker: Marker, student: str, release: Release, stem: str, cells: list[RebuiltCell]):
+        self.marker, self.student, self.cells = marker, student, cells
+        self.lesson = {c.removeprefix("check_") for n in release.notebooks.values() for c in n.ids()}
+        self.until = time.monotonic() + marker.nursery.limits.notebook_seconds
+        self.outputs: dict[int, list[dict]] = {}
+        self.deadly: set[int] = set()  # cells that are not run again
+        self.late = self.deaths = 0
+        self.found: dict[str, tuple[Report, int]] = {}
+
+    def marks(self) -> Marks:
+        wanted = [name for cell in self.cells for name in cell.check]
+        items = {name: _find(name) for name in wanted}
+        plans: dict[tuple[str, ...], list[str]] = {(): []}
+        for name, item in items.items():
+            off = _off(item) if isinstance(item, Exercise) else ()
+            plans.setdefault(off, []).append(name)
+        for off, names in plans.items():
+            if names or (off == () and self.marker.outputs):
+                self._play(off, set(names), self._loan(items.values()), keep=off == ())
+        self._play_with_borrowed(items)
+        return self._written_up(items)
+
+    def _loan(self, items: Iterable[Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
+        built_on = {n for item in items if isinstance(item, Exercise) for n in item.builds_on}
+        return lending.loan(sorted(built_on - self.lesson | set(also)))
+
+    def _play_with_borrowed(self, items: dict[str, Any]) -> None:
+        """Who borrowed an earlier answer of this very lesson is asked again, with just that one lent."""
+        if not any("reference" in (cell.run or "") for cell in self.cells if cell.own):
+            return
+        for name, item in items.items():
+            report = self.found.get(name)
+            own = tuple(n for n in getattr(item, "builds_on", ()) if n in self.lesson)
+            if report is not None and report[0].status == "wrong" and own:
+                self._play(_off(item), {name}, self._loan(items.values(), own), keep=False)
+
+    def _play(self, off: tuple[str, ...], wanted: set[str], loan: dict[str, Any], keep: bool) -> None:
+        """One run of the notebook, started again after each death."""
+        limits = self.marker.nursery.limits
+        done: set[str] = set()
+        which: dict[str, Any] = {}
+        reached = 0  # cells before this one have been run before: their outputs are known
+        last = len(self.cells) if keep else 1 + max(
+            (i for i, cell in enumerate(self.cells) if set(cell.check) & wanted), default=-1
+        )
+        for attempt in range(MAX_DEATHS + 1):
+            if time.monotonic() > self.until or attempt == MAX_DEATHS:
+                break
+            process = Process(self.marker.nursery, self.until)
+            at = 0
+            which.clear()
+            try:
+                process.begin(off, loan, quiet=not keep or not self.marker.outputs)
+                for at, cell in enumerate(self.cells[:last]):
+                    if cell.run is not None and at not in self.deadly and time.monotonic() < self.until:
+                        if cell.unless and process.which((cell.unless,)) != process.which(("a name nobody has",)):
+                            continue
+                        seconds = limits.cell_seconds if not self.late else min(SECOND_LATE, limits.cell_seconds)
+                        outputs, late = process.run(cell.run, at + 1, seconds)
+                        if keep and at >= reached:
+                            self.outputs[at] = outputs
+                        if late:
+                            self.late += at >= reached
+                            self.deadly.add(at)
+                    reached = max(reached, at)
+                    for name in cell.check:
+                        if name in wanted - done:
+                            done.add(name)
+                            self._ask(process, name)
+                        which[name] = process.which((name,))
+                for name in wanted & done:  # whoever wrote the answer below its check has written it
+                    if self.found[name][0].status != "right" and process.which((name,)) != which[name]:
+                        self._ask(process, name)
+                return
+            except Died as death:
+                self.deaths += 1
+                self.late += death.late
+                examined = bool(set(self.cells[at].check) & done)
+                if self.cells[at].run is not None and at not in self.deadly and not examined:
+                    self.deadly.add(at)
+                    if keep:
+                        says = f"The process ended in this cell: {death}. It was started again without it."
+                        self.outputs[at] = [_error("Stopped", says)]
+                reached = at
+            finally:
+                process.end()
+        for name in wanted - done:
+            self.found.setdefault(name, (_gave_up(name), self._seed(name)))
+
+    def _seed(self, name: str) -> int:
+        return seed_for(self.marker.secret, self.student, name)
+
+    def _ask(self, process: Process, name: str) -> None:
+        """Examine one answer and keep the better of this and an earlier report.
+
+        Raises:
+            Died: the process is gone; the report is kept.
+        """
+        item, seed = _find(name), self._seed(name)
+        answer = None
+        if isinstance(item, Question):
+            report = answer_question(item, process.value(name))
+        elif item is None:
+            report = _trouble(name, "no exercise of this name is declared")
+        else:
+            answer = RemoteAnswer(process, name)
+            report = _examined(item, answer, seed)
+        before = self.found.get(name)
+        if before is None or before[0].status != "right":
+            self.found[name] = (report, seed)
+        if answer is not None and answer.death is not None:
+            raise answer.death
+
+    # ----------------------------------------------------------------------------- writing it up
+
+    def _written_up(self, items: dict[str, Any]) -> Marks:
+        marks_ = Marks([], late=self.late, deaths=self.deaths)
+        for index, cell in enumerate(self.cells):
+            if not cell.cell:
+                continue  # the release's imports, run on their own
+            shown = dict(cell.cell)
+            if shown["cell_type"] == "code":
+                shown["outputs"] = self.outputs.get(index, [])
+                shown["execution_count"] = index + 1
+            if is_graded(shown) and not marks(shown).get("solution"):
+                self._write_check(marks_, shown, cell, items)
+            marks_.cells.append(shown)
+        return marks_
+
+    def _write_check(self, marks_: Marks, shown: dict, cell: RebuiltCell, items: dict[str, Any]) -> None:
+        name = grade_id(shown)
+        if not cell.check:
+            if shown["cell_type"] == "code":  # graded by code that only the learner's process could run
+                marks_.trouble.append(name)
+                shown["outputs"] = [_stream("This cell is no check(…): please grade it by hand.\n")]
+            return
+        outcomes = []
+        for exercise in cell.check:
+            report, seed = self.found.get(exercise) or (_gave_up(exercise), self._seed(exercise))
+            outcomes.append(_outcome(report, seed, self._below(items.get(exercise), report)))
+        marks_.outcomes[name] = outcomes
+        shown["outputs"] = [output for outcome in outcomes for output in _check_output(outcome)]
+        if any(outcome.status == "trouble" for outcome in outcomes):
+            marks_.trouble.append(name)
+
+    def _below(self, item: Any, report: Report) -> str:
+        """An earlier answer of the same notebook that this one calls, if that is not right."""
+        if report.status == "right" or not isinstance(item, Exercise):
+            return ""
+        for name in item.builds_on:
+            if name in self.found and self.found[name][0].status in ("wrong", "not written"):
+                return f"It builds on {name}, which is not right yet: put that one right first."
+        return ""
+
+
+# ------------------------------------------------------------------------------------- one answer
+
+
+def _find(name: str) -> Exercise | Question | None:
+    try:
+        return exercises.find(name)
+    except KeyError:
+        return None
+
+
+def _off(exercise: Exercise) -> tuple[str, ...]:
+    """Groups to switch off for an exercise. Attention contains a softmax, so that one takes the other along."""
+    groups = set(exercise.forbidden)
+    if "ready-made softmax" in groups:
+        groups.add("ready-made attention")
+    return tuple(sorted(groups))
+
+
+def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
+    """The report on hidden inputs, with the card that the learner's own check would show."""
+    try:
+        report = examine(exercise, answer, seed)
+    except Exception:  # the engine stumbled over a claim, or over itself: a person must look
+        return _trouble(exercise.name, traceback.format_exc(limit=-3))
+    if report.status != "wrong":
+        return report
+    if "is switched off while this is marked" in "".join((report.card.headline, *report.card.lines)):
+        line = "Going on with the course's own is fine for learning. It is not counted as yours."
+        card = Card("wrong", exercise.name, "borrowed from the reference.", (line,))
+        return replace(report, card=card, cause="borrowed", named=False)
+    if answer.death is None and report.cause != "too slow":
+        try:
+            practice = examine(exercise, answer, PRACTICE_SEED)
+        except Exception:
+            practice = report
+        if practice.status == "wrong" and answer.death is None and practice is not report:
+            return replace(report, card=practice.card)
+        if practice.status == "right":
+            headline = "right on the practice inputs, wrong on others."
+            line = "Your own check() always uses the same inputs; here it was tried on fresh ones."
+            return replace(report, card=replace(_without_inputs(report.card), headline=headline, lines=(line,)))
+    return replace(report, card=_without_inputs(report.card))
+
+
+def _without_inputs(card: Card) -> Card:
+    """A card without what it says about the inputs: those are hidden."""
+    lines = tuple(line for line in card.lines if not line.startswith(("Tried with", "Yours:")))
+    return replace(card, lines=lines, grids=(), grid_note="")
+
+
+def _trouble(name: str, why: str) -> Report:
+    line = "Something went wrong in the grading, not in your answer. Your instructor will look at it."
+    card = Card("not written", name, "not marked yet.", (line,))
+    return Report(name, "trouble", card, "trouble", details={"why": why})
+
+
+def _gave_up(name: str) -> Report:
+    line = "The notebook's process ended again and again, or its time was up, before this could be tried."
+    return Report(name, "wrong", Card("wrong", name, "could not be tried.", (line,)), "never reached")
+
+
+def _outcome(report: Report, seed: int, below: str) -> Outcome:
+    card = replace(report.card, lines=(*report.card.lines, below)) if below else report.card
+    if report.status == "right":
+        card = replace(card, headline=f"{report.checked} things checked")  # the same text each time
+    return Outcome(
+        report.name, report.status, report.cause, report.named, seed, as_text(card), as_html(card), card.headline
+    )
+
+
+def _check_output(outcome: Outcome) -> list[dict]:
+    """What stands below a check cell: nbgrader gives full points unless there is an error."""
+    if outcome.status == "right":
+        return [_stream(outcome.text + "\n")]
+    drawn = {"text/plain": outcome.text, "text/html": outcome.html}
+    kind = "NotYetWritten" if outcome.status == "not written" else "CheckFailed"
+    return [
+        {"output_type": "display_data", "data": drawn, "metadata": {}},
+        _error(kind, f"{outcome.name}: {outcome.headline}", f"{outcome.name}: {outcome.headline} (the card above says more)"),
+    ]
+
+
+def _stream(text: str) -> dict:
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def _error(kind: str, says: str, shown: str = "") -> dict:
+    return {"output_type": "error", "ename": kind, "evalue": says, "traceback": [shown or says]}
+
+
+def as_plain(marks_: Marks) -> dict:
+    """For a file: dicts, lists, texts and numbers."""
+    return asdict(marks_)

@@ -1,0 +1,358 @@
+"""Plain data across the boundary between the grader and a learner's process.
+
+A frame is a length, a JSON text, and the raw bytes of tensors. Nothing is unpickled, nothing is imported by
+name. What comes from the learner's side is only a claim: `read` bounds its size, `unpack` its dtypes and
+shapes, and `observation_from` every field.
+
+    frame = b"MHA1", length of the JSON (u32, big-endian), length of the bytes (u64), JSON, bytes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import select
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mha_course.checking.calls import Call, Failure, Observation
+from mha_course.checking.exercise import Named, Step
+
+HEAD = struct.Struct(">4sIQ")
+MAGIC = b"MHA1"
+MAX_JSON = 8 << 20  # bytes
+MAX_BYTES = 64 << 20
+MAX_TENSORS = 4096
+MAX_DEPTH = 12
+MAX_ITEMS = 100_000
+DTYPES = {
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    )
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Closed(Exception):
+    """The other side is gone, or did not answer in time (``late``)."""
+
+    def __init__(self, says: str, late: bool = False):
+        super().__init__(says)
+        self.late = late
+
+
+class Malformed(Exception):
+    """What arrived is not a frame, or not what was asked for."""
+
+
+# ---------------------------------------------------------------------------------------- frames
+
+
+def write(channel: socket.socket, body: Any, blobs: list[bytes] = (), deadline: float | None = None) -> None:
+    """Send one frame.
+
+    Raises:
+        Closed: the other side is gone, or does not read (``deadline`` as of `time.monotonic`).
+    """
+    text = json.dumps(body, separators=(",", ":")).encode()
+    data = b"".join((HEAD.pack(MAGIC, len(text), sum(map(len, blobs))), text, *blobs))
+    view = memoryview(data)
+    while view:
+        _wait(channel, deadline, writing=True)
+        try:
+            view = view[channel.send(view[: 1 << 20]) :]
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise Closed(f"cannot write: {error.strerror}") from None
+
+
+def read(channel: socket.socket, deadline: float | None = None) -> tuple[Any, memoryview]:
+    """Receive one frame: its JSON and its bytes.
+
+    Raises:
+        Closed: the other side is gone or late.
+        Malformed: not a frame, or a larger one than is allowed.
+    """
+    magic, text_size, data_size = HEAD.unpack(_exactly(channel, HEAD.size, deadline))
+    if magic != MAGIC or text_size > MAX_JSON or data_size > MAX_BYTES:
+        raise Malformed("not a frame of a permitted size")
+    text = _exactly(channel, text_size, deadline)
+    data = memoryview(_exactly(channel, data_size, deadline))
+    try:
+        return json.loads(text), data
+    except (ValueError, RecursionError):
+        raise Malformed("not JSON") from None
+
+
+def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytearray:
+    data = bytearray()
+    while len(data) < size:
+        _wait(channel, deadline)
+        try:
+            part = channel.recv(min(size - len(data), 1 << 20))
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise Closed(f"cannot read: {error.strerror}") from None
+        if not part:
+            raise Closed("the process has ended")
+        data += part
+    return data
+
+
+def _wait(channel: socket.socket, deadline: float | None, writing: bool = False) -> None:
+    if deadline is None:
+        return
+    left = deadline - time.monotonic()
+    ways = ([], [channel], []) if writing else ([channel], [], [])
+    if left <= 0 or not any(select.select(*ways, left)):
+        raise Closed("no answer in time", late=True)
+
+
+# ---------------------------------------------------------------------------------------- values
+
+
+class Packer:
+    """Turns values into JSON with numbered tensors. One for each frame."""
+
+    def __init__(self, strides: bool = False):
+        self.strides = strides
+        self.blobs: list[bytes] = []
+        self.size = 0
+
+    def pack(self, value: Any, depth: int = 0) -> Any:
+        """JSON for numbers, text, tensors, and lists, tuples, dicts of them. Other objects: their type's name."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value) if abs(value) < 1 << 63 else {"other": "int"}
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, str):
+            return str(value)[:100_000]
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if depth < MAX_DEPTH:
+            if isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS:
+                kind = "list" if isinstance(value, list) else "tuple"
+                return {kind: [self.pack(item, depth + 1) for item in value]}
+            if isinstance(value, Mapping) and len(value) <= MAX_ITEMS:
+                return {"dict": [[self.pack(x, depth + 1) for x in pair] for pair in value.items()]}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, Named):
+            return {"named": value.name}
+        return {"other": type(value).__name__[:80]}
+
+    def _tensor(self, x: Tensor) -> Any:
+        plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
+        usable = plain and x.layout == torch.strided and x.dtype in NAMES and x.device.type in ("cpu", "meta")
+        if not usable or self.size + x.numel() * x.element_size() > MAX_BYTES or len(self.blobs) >= MAX_TENSORS:
+            return {"other": f"{type(x).__name__} that is too large, sparse or of an unusual dtype"}
+        told: dict[str, Any] = {"dtype": NAMES[x.dtype], "shape": list(x.shape)}
+        if x.device.type == "meta":
+            return {"tensor": {**told, "meta": True}}
+        x = x.detach().clone().resolve_conj().resolve_neg()
+        if self.strides and not x.is_contiguous():
+            told["stride"] = list(x.stride())
+        data = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+        told["at"], told["size"] = self.size, len(data)
+        self.blobs.append(data)
+        self.size += len(data)
+        return {"tensor": told}
+
+
+def unpack(packed: Any, data: memoryview, depth: int = 0) -> Any:
+    """The value again; an object that cannot cross becomes an empty one whose class has the same name.
+
+    Raises:
+        Malformed: anything else than what `Packer` makes.
+    """
+    if depth > MAX_DEPTH + 1:
+        raise Malformed("nested too deeply")
+    if isinstance(packed, str):
+        return packed.encode("utf-8", "replace").decode()
+    if packed is None or isinstance(packed, (bool, int, float)):
+        return packed
+    if not isinstance(packed, dict) or len(packed) != 1:
+        raise Malformed("not a value")
+    ((kind, inside),) = packed.items()
+    if kind in ("list", "tuple") and isinstance(inside, list):
+        items = [unpack(item, data, depth + 1) for item in inside]
+        return items if kind == "list" else tuple(items)
+    if kind == "dict" and isinstance(inside, list):
+        pairs = {}
+        for pair in inside:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise Malformed("not a dict")
+            key, value = (unpack(x, data, depth + 1) for x in pair)
+            if not isinstance(key, (str, int, float, bool, tuple, type(None))):
+                raise Malformed("not a key")
+            try:
+                pairs[key] = value
+            except TypeError:
+                raise Malformed("not a key") from None
+        return pairs
+    if kind == "tensor" and isinstance(inside, dict):
+        return _tensor_from(inside, data)
+    if not isinstance(inside, str):
+        raise Malformed(f"not a {kind}")
+    if kind == "dtype" and inside in DTYPES:
+        return DTYPES[inside]
+    if kind == "device" and re.fullmatch(r"(cpu|cuda|meta|mps)(:\d{1,2})?", inside):
+        return torch.device(inside)
+    if kind == "named":
+        return Named(inside)
+    if kind in ("other", "dtype", "device"):
+        return _stranger(inside)
+    raise Malformed(f"unknown kind of value {kind[:20]!r}")
+
+
+def _tensor_from(told: Mapping[str, Any], data: memoryview) -> Tensor:
+    dtype, shape = DTYPES.get(told.get("dtype")), told.get("shape")
+    if dtype is None or not _sizes(shape) or len(shape) > 16:
+        raise Malformed("not a tensor")
+    numel = math.prod(shape)
+    if told.get("meta") is True:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    at, size = told.get("at"), told.get("size")
+    if not _sizes([at, size]) or size != numel * dtype.itemsize or at + size > len(data):
+        raise Malformed("a tensor's size does not fit its shape")
+    if not numel:
+        return torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(bytearray(data[at : at + size]), dtype=torch.uint8)
+    x = (raw != 0 if dtype is torch.bool else raw.view(dtype)).reshape(shape)
+    if (stride := told.get("stride")) is not None:
+        if not _sizes(stride) or len(stride) != len(shape) or sum(stride) > 4 * numel:
+            raise Malformed("not strides")
+        x = torch.empty_strided(shape, stride, dtype=dtype).copy_(x)
+    return x
+
+
+def _sizes(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_BYTES for n in numbers)
+
+
+def _stranger(name: str) -> Any:
+    """An object of a class with that name and nothing in it: enough for "returned an ndarray"."""
+    name = re.sub(r"[^\w .()\[\]]", "?", name)[:80] or "object"
+    return type(name, (), {"__slots__": ()})()
+
+
+# ----------------------------------------------------------------------------- calls, observations
+
+
+def pack_call(call: Call) -> tuple[dict[str, Any], list[bytes]]:
+    packer = Packer(strides=True)
+    if isinstance(call.inputs, list):
+        inputs = {"steps": [[step.method, packer.pack(step.inputs)] for step in call.inputs]}
+    else:
+        inputs = {"arguments": packer.pack(call.inputs)}
+    body = {
+        **inputs,
+        "construct": packer.pack(call.construct),
+        "state": packer.pack(call.state),
+        "keywords": list(call.keywords),
+        "gradients": list(call.gradients),
+        "forbidden": list(call.forbidden),
+        "reference_allowed": None if call.reference_allowed is None else list(call.reference_allowed),
+        **{name: getattr(call, name) for name in ("train", "seed", "seconds", "device")},
+    }
+    return body, packer.blobs
+
+
+def call_from(body: Mapping[str, Any], data: memoryview) -> Call:
+    """What `pack_call` packed. Read on the learner's side, from the trusted one."""
+    steps = body.get("steps")
+    allowed = body["reference_allowed"]
+    return Call(
+        inputs=unpack(body["arguments"], data)
+        if steps is None
+        else [Step(method, unpack(inputs, data)) for method, inputs in steps],
+        construct=unpack(body["construct"], data),
+        state=unpack(body["state"], data),
+        keywords=tuple(body["keywords"]),
+        gradients=tuple(body["gradients"]),
+        forbidden=tuple(body["forbidden"]),
+        reference_allowed=None if allowed is None else tuple(allowed),
+        **{name: body[name] for name in ("train", "seed", "seconds", "device")},
+    )
+
+
+def pack_observation(seen: Observation) -> tuple[dict[str, Any], list[bytes]]:
+    packer = Packer()
+    plain = {f.name: getattr(seen, f.name) for f in fields(seen)}
+    plain["failure"] = None if seen.failure is None else vars(seen.failure)
+    return {"observation": packer.pack(plain)}, packer.blobs
+
+
+def observation_from(body: Any, data: memoryview) -> Observation:
+    """An `Observation` whose every field has the right type and a bounded size, whatever was claimed.
+
+    Raises:
+        Malformed: it has not.
+    """
+    claim = unpack(body.get("observation") if isinstance(body, dict) else None, data)
+    if not isinstance(claim, dict):
+        raise Malformed("not an observation")
+    gradients = claim.get("gradients")
+    if not isinstance(gradients, dict) or not all(
+        isinstance(name, str) and (x is None or isinstance(x, Tensor)) for name, x in gradients.items()
+    ):
+        raise Malformed("not gradients")
+    return Observation(
+        value=claim.get("value"),
+        gradients={name[:200]: x for name, x in gradients.items()},
+        detached=claim.get("detached") is True,
+        gradient_error=_text(claim.get("gradient_error"), 500),
+        changed=_texts(claim.get("changed")),
+        odd_types=_texts(claim.get("odd_types")),
+        warnings=_texts(claim.get("warnings"), 500),
+        printed=_text(claim.get("printed"), 10_000),
+        used=_texts(claim.get("used")),
+        stub=claim.get("stub") is True,
+        failure=_failure_from(claim.get("failure")),
+    )
+
+
+FAILURES = ("raised", "not written", "too slow", "parameters", "mixed", "waits")
+
+
+def _failure_from(claim: Any) -> Failure | None:
+    if claim is None:
+        return None
+    if not isinstance(claim, dict) or claim.get("kind") not in FAILURES:
+        raise Malformed("not a failure")
+    lines = claim.get("lines")
+    kept = []
+    for line in lines if isinstance(lines, (list, tuple)) else ():
+        if not isinstance(line, (list, tuple)) or len(line) != 3 or type(line[1]) is not int:
+            raise Malformed("not a line of code")
+        kept.append((_text(line[0], 80), line[1], _text(line[2], 200)))
+    types = _texts(claim.get("types")) or ("Exception",)
+    return Failure(claim["kind"], types, _text(claim.get("message"), 2000), tuple(kept[-4:]))
+
+
+def _text(value: Any, limit: int) -> str:
+    if not isinstance(value, str):
+        raise Malformed("not a text")
+    return value[:limit].encode("utf-8", "replace").decode()
+
+
+def _texts(values: Any, limit: int = 100) -> tuple[str, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise Malformed("not a list of texts")
+    return tuple(_text(value, limit) for value in values[:20])
