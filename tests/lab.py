@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-run"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+THIS = "jupyterapp.shell.currentWidget.content"  # the notebook in front, in JupyterLab's own words
 PATIENCE = 90  # seconds to wait for anything
 
 
@@ -131,7 +132,7 @@ def browser(width: int = 1100, height: int = 900) -> Iterator:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         try:
-            page = chromium.new_page(viewport={"width": width, "height": height})
+            page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
             page.set_default_timeout(PATIENCE * 1000)
             yield page
         finally:
@@ -151,9 +152,19 @@ class Notebook:
 
     def cells(self) -> list[str]:
         """The ids of all cells, in their order."""
+        return self.page.evaluate(f"() => Array.from({THIS}.widgets, cell => cell.model.id)")
+
+    def source(self, cell: str) -> str:
+        """A cell's text."""
         return self.page.evaluate(
-            "() => Array.from(jupyterapp.shell.currentWidget.content.widgets, cell => cell.model.id)"
+            f"index => {THIS}.widgets[index].model.sharedModel.getSource()", self.place(cell)
         )
+
+    def is_code(self, cell: str) -> bool:
+        return self.page.evaluate(f"index => {THIS}.widgets[index].model.type", self.place(cell)) == "code"
+
+    def place(self, cell: str) -> int:
+        return self.cells().index(cell)
 
     def locate(self, cell: str):
         """Where a cell is on the page."""
@@ -196,11 +207,11 @@ class Notebook:
         for index in range(len(self.cells())):
             self.page.evaluate(
                 """async index => {
-                    const notebook = jupyterapp.shell.currentWidget.content;
+                    const notebook = THIS;
                     notebook.activeCellIndex = index;
                     if (notebook.activeCell.model.type === 'code')
                         await jupyterapp.commands.execute('notebook:run-cell');
-                }""",
+                }""".replace("THIS", THIS),
                 index,
             )
 
