@@ -183,15 +183,27 @@ def pair_is_fresh(source: Path) -> bool:
 
 
 def execute(nb, folder: Path, stem: str):
-    """Run a notebook in a fresh kernel, in a copy of its lesson's folder. Gives it back with its outputs.
+    """Run a lesson's notebook and see that nothing went wrong. Gives it back with its outputs, in its fixed form.
 
     Raises:
         Refused: a cell raised, took too long, or wrote to stderr.
     """
+    run(nb, folder, stem)
+    rules.settle(nb, stem)
+    if problems := rules.problems_in_outputs(nb, source_name(folder, stem)):
+        raise Refused(problems)
+    return nb
+
+
+def run(nb, folder: Path, stem: str) -> None:
+    """Run a notebook in place: in a fresh kernel, in a copy of its lesson's folder, on after errors.
+
+    Raises:
+        Refused: a cell took too long, or ended the kernel.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    name = f"{folder.relative_to(folder.parent.parent).as_posix()}/{stem}.py"
     with tempfile.TemporaryDirectory() as scratch, kernel_environment(folder.parent.parent):
         for path in other_files(folder):
             copy(path, Path(scratch, path.relative_to(folder)))
@@ -212,11 +224,12 @@ def execute(nb, folder: Path, stem: str):
             reached = [index for index, cell in enumerate(nb.cells) if cell.get("execution_count")]
             index = max(reached, default=-1) + 1
             where = rules.describe(index, nb.cells[index]) if index < len(nb.cells) else ""
-            raise Refused([Problem(name, where, f"{type(error).__name__}: {error}")]) from None
-    rules.settle(nb, stem)
-    if problems := rules.problems_in_outputs(nb, name):
-        raise Refused(problems)
-    return nb
+            problem = Problem(source_name(folder, stem), where, f"{type(error).__name__}: {error}")
+            raise Refused([problem]) from None
+
+
+def source_name(folder: Path, stem: str) -> str:
+    return shown(folder / f"{stem}.py", folder)
 
 
 @contextlib.contextmanager
