@@ -91,7 +91,7 @@ def project() -> dict:
 
 
 def requirements(extras: tuple[str, ...] = ()) -> list[str]:
-    """Everything needed, as pip takes it ("torch==2.13.0"), torch as MHA_COURSE_TORCH has it.
+    """Everything needed, as pip takes it ("numpy>=2.0,<3"), torch as MHA_COURSE_TORCH has it.
 
     Args:
         extras: names of groups of optional dependencies.

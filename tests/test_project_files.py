@@ -1,0 +1,185 @@
+"""The files around the code: they agree with each other, and with what is there."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mha_course
+from mha_course import __main__ as start
+from mha_course import bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROSE = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def all_requirements():
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
+
+
+@pytest.mark.parametrize("requirement", all_requirements())
+def test_every_requirement_has_a_lower_and_an_upper_bound_that_the_set_up_understands(requirement):
+    name, versions = bootstrap.split(requirement)
+    exactly = versions.startswith("==")
+    assert exactly == (name == "torch")
+    assert exactly or re.fullmatch(r">=[\d.]+,<[\d.]+", versions)
+
+
+def test_conda_installs_this_folder_and_so_exactly_what_pyproject_pins():
+    environment = yaml.safe_load(text_of("environment.yml"))
+    plain = [line for line in environment["dependencies"] if isinstance(line, str)]
+    (through_pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    python, pip = plain
+    assert pip == "pip"
+    name, version = python.split("=")
+    assert name == "python"
+    assert bootstrap.in_range(version, PROJECT["project"]["requires-python"])
+    (editable,) = through_pip  # one line, and nothing of its own that could differ
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)[1].split(",")
+    assert set(extras) == set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_torch_is_pinned_in_one_place():
+    (pin,) = [line for line in PROJECT["project"]["dependencies"] if line.startswith("torch")]
+    pattern = re.compile(r"torch\s*==\s*[\d.]+")
+    places = (
+        ROOT.glob("*.*"),
+        (ROOT / ".ci").iterdir(),
+        *((ROOT / name).rglob("*.py") for name in ("mha_course", "solutions")),
+    )
+    found = {}
+    for path in (file for files in places for file in files):
+        pins = (
+            pattern.findall(path.read_text(encoding="utf-8"))
+            if path.is_file() and path.suffix != ".md"
+            else []
+        )
+        found |= {path.relative_to(ROOT).as_posix(): pins} if pins else {}
+    assert found == {"pyproject.toml": [pin]}
+    assert set(pattern.findall(text_of("README.md"))) == {pin}  # an example; it must not mislead
+
+
+def test_the_oldest_python_is_the_same_wherever_it_is_said():
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert tuple(map(int, oldest.split("."))) == start.OLDEST
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert f"Python {oldest} or newer" in text_of("README.md")
+
+
+def test_the_version_is_the_same_wherever_it_is_said():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert str(citation["version"]) == mha_course.__version__
+    assert " AND ".join(citation["license"]) == PROJECT["project"]["license"]
+
+
+def test_importing_the_package_imports_the_standard_library_only():
+    asks = "import sys; import mha_course; dir(mha_course); print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", asks], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    tops = {name.split(".")[0] for name in modules} - {"mha_course", "__main__"}
+    before = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    strange = {top for top in tops if top not in sys.stdlib_module_names} - {
+        name.split(".")[0] for name in before
+    }
+    assert not strange
+    assert "torch" not in tops
+
+
+@pytest.mark.parametrize("module", ["bootstrap", "cli", "doctor", "lab", "lessons", "running_tests"])
+def test_what_runs_before_the_set_up_needs_the_standard_library_only(module):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mha_course.{module}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_are_there_when_asked_for():
+    assert {"check", "CheckFailed", "NotYetWritten", "plots", "reference", "__version__"} <= set(
+        dir(mha_course)
+    )
+    assert issubclass(mha_course.NotYetWritten, mha_course.CheckFailed)
+    assert callable(mha_course.check)
+    with pytest.raises(AttributeError, match="no attribute 'chekc'"):
+        _ = mha_course.chekc
+
+
+def test_a_missing_torch_is_said_where_the_names_are_imported():
+    asks = "import sys; sys.modules['torch'] = None; from mha_course import check"
+    done = subprocess.run([sys.executable, "-c", asks], cwd=ROOT, capture_output=True, text=True)
+    assert "mha_course needs torch, which this Python" in done.stderr
+    assert done.stderr.rstrip().endswith("python3 -m mha_course doctor")
+
+
+@pytest.mark.parametrize("name", PROSE)
+def test_every_link_to_a_file_leads_somewhere(name):
+    for target in re.findall(r"\]\(([^)#\s]+)", text_of(name)):
+        if "://" not in target:
+            assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_readme_has_two_commands_on_its_first_screen_and_names_every_released_lesson():
+    first_screen = text_of("README.md").split("![")[0]
+    commands = re.findall(r"```\n(.+?)\n```", first_screen, re.DOTALL)
+    assert commands == ["python3 -m mha_course lab", "python3 -m mha_course test"]
+    listed = re.findall(r"^\| (\d\d) \|", text_of("README.md"), re.MULTILINE)
+    released = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*_*"))
+    assert [number for number in released if number not in listed] == []
+
+
+def test_readme_names_the_five_nbgrader_commands():
+    named = set(re.findall(r"^nbgrader (\w+)", text_of("README.md"), re.MULTILINE))
+    assert named == {"generate_assignment", "validate", "autograde", "generate_feedback", "export"}
+
+
+def test_continuous_integration_calls_the_one_test_command():
+    script = ROOT / ".ci" / "run"
+    commands = [
+        line for line in script.read_text().splitlines() if line and not line.lstrip().startswith("#")
+    ]
+    assert commands[-1] == "python3 -m mha_course test"
+    assert "pip install" not in script.read_text()
+    if os.name == "posix":
+        assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_code_and_text_sources_are_linted_and_formatted(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command.split()], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_warnings_from_our_own_package_are_errors(pytestconfig):
+    (line,) = pytestconfig.getini("filterwarnings")
+    action, message, category, module = line.split(":", 3)
+    assert (action, message, category) == ("error", "", "")
+    assert re.match(module, "mha_course.tutor")
+    assert not re.match(module, "mha_courses")
