@@ -13,7 +13,9 @@ colours come from cividis and viridis, and whatever they say is said by a number
 
 from __future__ import annotations
 
+import base64
 import functools
+import html
 import importlib
 import io
 import math
@@ -108,7 +110,8 @@ def figure(
 def show(fig: Figure, alt: str = "") -> None:
     """Show a figure in the notebook, and close it.
 
-    The picture carries ``alt`` with it into the notebook file and into exported HTML.
+    The picture carries ``alt`` with it. JupyterLab and nbconvert drop the alt text of a plain PNG, so they get an
+    ``<img>`` of their own, which keeps it; whoever shows no HTML gets the PNG.
 
     Args:
         fig: any matplotlib figure.
@@ -126,21 +129,31 @@ def show(fig: Figure, alt: str = "") -> None:
 
     alt = " ".join(alt.split())
     width = round(fig.get_figwidth() * CSS_DPI)
-    bundle = {"image/png": png(fig), "text/plain": f"[picture] {alt}"}
-    display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
+    source = base64.b64encode(png(fig)).decode()
+    bundle = {
+        "text/html": f'<img width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{source}">',
+        "image/png": png(fig, pixels=1),
+        "text/plain": f"[picture] {alt}",
+    }
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
 
 
 @styled
-def png(fig: Figure) -> bytes:
-    """The figure as a PNG: the same bytes for the same picture, no date and no version in it."""
+def png(fig: Figure, pixels: float = PIXELS) -> bytes:
+    """The figure as a PNG: the same bytes for the same picture, no date and no version in it.
+
+    Args:
+        fig: any matplotlib figure.
+        pixels: of the image, for one CSS pixel.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     FigureCanvasAgg(fig)
     drawn, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=CSS_DPI * PIXELS, metadata={"Software": None})
+    fig.savefig(drawn, format="png", dpi=CSS_DPI * pixels, metadata={"Software": None})
     image = Image.open(drawn).convert("RGB")
     image = image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(small, format="PNG", optimize=True)
@@ -422,7 +435,7 @@ def arcs(
                 ax.text(x, i, word, ha=side, va="center_baseline", fontsize=11)
         ax.text(-0.04, -0.9, "looks", ha="right", va="center", color=QUIET)
         ax.text(1.05, -0.9, "is looked at", ha="left", va="center", color=QUIET)
-        ax.set(xlim=(-0.55, 1.6), ylim=(tall - 0.4, -1.4))
+        ax.set(xlim=(-0.55, 1.6), ylim=(tall - 0.4, -1.4), xticks=[], yticks=[])
         ax.set_title(title, fontsize=12, pad=8)
         ax.axis("off")
     return fig
