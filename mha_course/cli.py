@@ -51,6 +51,7 @@ COMMANDS = {
     ),
     "build": Command("building", "make the notebooks from solutions/"),
     "audit": Command("checking.audit", "put every known wrong answer to the checks"),
+    "grade": Command("grading.command", "grade what a class has handed in for a lesson"),
 }
 
 

@@ -71,11 +71,22 @@ def released_cells() -> list[dict]:
         code("import math\n\nimport torch\n\nfrom mha_course import check", "imports"),
     ]
     for name in RIGHT:
-        stub = "# your answer" if name == "why_double" else f"def {name}({PARAMETERS[name]}):\n    raise NotImplementedError()"
+        stub = (
+            "# your answer"
+            if name == "why_double"
+            else f"def {name}({PARAMETERS[name]}):\n    raise NotImplementedError()"
+        )
         source = f"{name}" if name != "why_double" else "why_double=why_double"
         cells.append(code(stub, name, solution=True, grade=False, locked=False))
         cells.append(
-            code(f"check({source})", f"check_{name}", solution=False, grade=True, locked=True, points=POINTS[name])
+            code(
+                f"check({source})",
+                f"check_{name}",
+                solution=False,
+                grade=True,
+                locked=True,
+                points=POINTS[name],
+            )
         )
     cells.append(code("print(double_it(torch.ones(2)))", "explore"))
     essay = {"solution": True, "grade": True, "locked": False, "points": 2}
@@ -107,10 +118,14 @@ def answered(**answers: str | None) -> list[dict]:
     return cells
 
 
-def hand_in(root: Path, student: str, cells: list[dict] | None = None, data: bytes | None = None, name: str = LESSON) -> Path:
+def hand_in(
+    root: Path, student: str, cells: list[dict] | None = None, data: bytes | None = None, name: str = LESSON
+) -> Path:
     """Put a submission where nbgrader's exchange would; gives the notebook's path."""
     folder = root / "grading" / "submitted" / student / LESSON
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.ipynb"
-    path.write_bytes(json.dumps(notebook(answered() if cells is None else cells)).encode() if data is None else data)
+    path.write_bytes(
+        json.dumps(notebook(answered() if cells is None else cells)).encode() if data is None else data
+    )
     return path

@@ -75,8 +75,12 @@ def read_release(folder: Path) -> Release:
         notebooks[path.stem] = ReleasedNotebook(path.stem, cells, content["metadata"])
     if not notebooks:
         raise FileNotFoundError(f"there is no notebook in {folder}")
-    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".ipynb", ".py")]
-    files = tuple(path.relative_to(folder).as_posix() for path in others if ".ipynb_checkpoints" not in path.parts)
+    others = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".ipynb", ".py")
+    ]
+    files = tuple(
+        path.relative_to(folder).as_posix() for path in others if ".ipynb_checkpoints" not in path.parts
+    )
     return Release(folder.name, notebooks, files)
 
 
@@ -184,7 +188,10 @@ def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
     if folder.is_symlink():
         raise SetAside("the folder is a symbolic link, which is not followed")
     seen = 0
-    for level in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+    for level in (
+        folder,
+        *sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()),
+    ):
         if level.name in (".ipynb_checkpoints", "__pycache__", "feedback"):
             continue
         with os.scandir(level) as entries:
@@ -291,7 +298,9 @@ def read_notebook(path: Path, repairs: list[str]) -> list[dict]:
         sheets = [sheet.get("cells") for sheet in content["worksheets"] if isinstance(sheet, dict)]
         cells = [cell for sheet in sheets if isinstance(sheet, list) for cell in sheet]
     elif content.get("nbformat") != 4:
-        repairs.append(f"{name} says that it is in notebook format {str(content.get('nbformat'))[:20]}: read as 4")
+        repairs.append(
+            f"{name} says that it is in notebook format {str(content.get('nbformat'))[:20]}: read as 4"
+        )
     if not isinstance(cells, list):
         raise SetAside("is no notebook: no cells in it")
     if len(cells) > MAX_CELLS:
@@ -434,7 +443,9 @@ def _match(released: ReleasedNotebook, theirs: list[dict], repairs: list[str]) -
             place[index] = same.pop(0)
     for ours, cell in enumerate(released.cells):
         if is_answer(cell) and ours not in place.values() and cell["cell_type"] == "code":
-            defining = [i for i, c in enumerate(theirs) if i not in place and grade_id(cell) in _defined(c["source"])]
+            defining = [
+                i for i, c in enumerate(theirs) if i not in place and grade_id(cell) in _defined(c["source"])
+            ]
             if defining:
                 place[defining[-1]] = ours
                 repairs.append(f"cell {_name(cell)} had lost its marks: found by what it defines")
@@ -445,7 +456,9 @@ def _best_copy(released: dict, copies: list[dict]) -> int:
     """Of several copies of one cell, the last that was changed."""
     changed = [i for i, cell in enumerate(copies) if cell["source"].strip() != released["source"].strip()]
     changed = [i for i in changed if copies[i]["source"].strip()] or changed
-    return changed[-1] if changed and not (is_graded(released) and not is_answer(released)) else len(copies) - 1
+    return (
+        changed[-1] if changed and not (is_graded(released) and not is_answer(released)) else len(copies) - 1
+    )
 
 
 def _name(cell: dict) -> str:
@@ -458,7 +471,9 @@ def _defined(source: str) -> set[str]:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set(re.findall(r"^(?:def|class)\s+(\w+)", source, re.MULTILINE))
-    names = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))}
+    names = {
+        node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+    }
     for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         names |= {target.id for target in targets if isinstance(target, ast.Name)}
@@ -467,7 +482,9 @@ def _defined(source: str) -> set[str]:
 
 def _is_stub(released: ReleasedNotebook, cell: dict) -> bool:
     """A left-over copy of an answer cell in which nothing was written."""
-    return any(is_answer(ours) and ours["source"].strip() == cell["source"].strip() for ours in released.cells)
+    return any(
+        is_answer(ours) and ours["source"].strip() == cell["source"].strip() for ours in released.cells
+    )
 
 
 def _imports(released: ReleasedNotebook) -> Iterator[tuple[dict, str]]:
@@ -535,4 +552,3 @@ def harmless_markdown(text: str) -> str:
     """A learner's prose, for a page that an instructor will open: no HTML, no links that run something."""
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     return re.sub(r"(?i)\b(javascript|vbscript|data)\s*:", r"\1&#58;", text)
-

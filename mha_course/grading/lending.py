@@ -20,7 +20,9 @@ def _modules() -> dict[str, ast.Module]:
     import mha_course.reference as reference
 
     files = sorted(Path(reference.__path__[0]).glob("*.py"))
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in files if path.stem != "__init__"}
+    return {
+        path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in files if path.stem != "__init__"
+    }
 
 
 def _names(node: ast.stmt) -> list[str]:
@@ -49,7 +51,9 @@ def loan(names: Iterable[str]) -> dict[str, Any]:
     allowed = [(homes[name], name) for name in dict.fromkeys(names) if name in homes]
     for stem, name in allowed:
         _collect(stem, name, needed, order)
-    everything = {stem: [n for n, home in homes.items() if home == stem and n != "__all__"] for stem in _modules()}
+    everything = {
+        stem: [n for n, home in homes.items() if home == stem and n != "__all__"] for stem in _modules()
+    }
     public = [name for stem in everything for name in everything[stem] if not name.startswith("_")]
     return {
         "allowed": allowed,

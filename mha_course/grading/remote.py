@@ -65,7 +65,9 @@ class Process:
         seconds = max(min(seconds, self.until - time.monotonic()), 0.1)
         reply, _ = self._ask({"do": "run", "source": source, "number": number, "seconds": seconds}, seconds)
         outputs = reply.get("outputs")
-        return harmless_outputs(outputs if isinstance(outputs, list) else [], number), reply.get("late") is True
+        return harmless_outputs(outputs if isinstance(outputs, list) else [], number), reply.get(
+            "late"
+        ) is True
 
     def observe(self, name: str, call: Call) -> Observation:
         """Make one call of the answer that is called ``name``.
@@ -136,7 +138,9 @@ class RemoteAnswer:
             except Died as death:
                 self.death = death
         if self.death.late:
-            return Observation(failure=Failure("too slow", ("TimeoutError",), f"stopped after {call.seconds:g} s"))
+            return Observation(
+                failure=Failure("too slow", ("TimeoutError",), f"stopped after {call.seconds:g} s")
+            )
         return Observation(failure=Failure("raised", ("SystemExit",), f"while it ran, {self.death}"))
 
 
@@ -176,10 +180,14 @@ def harmless_outputs(claimed: list, number: int) -> list[dict]:
             text = _clean(output.get("text"), min(TEXT, room))
             room -= len(text)
             name, value = _clean(output.get("ename"), 200), _clean(output.get("evalue"), 2000)
-            kept.append({"output_type": "error", "ename": name, "evalue": value, "traceback": text.split("\n")})
+            kept.append(
+                {"output_type": "error", "ename": name, "evalue": value, "traceback": text.split("\n")}
+            )
         elif kind in ("display_data", "execute_result") and isinstance(output.get("data"), dict):
             data: dict[str, str] = {}
-            if (text := _clean(output["data"].get("text/plain"), min(TEXT, room))) or kind == "execute_result":
+            if (
+                text := _clean(output["data"].get("text/plain"), min(TEXT, room))
+            ) or kind == "execute_result":
                 data["text/plain"] = text
                 room -= len(text)
             if picture := _png(output["data"].get("image/png")):
@@ -197,7 +205,9 @@ def _clean(text: Any, limit: int) -> str:
     if not isinstance(text, str):
         return ""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07", "", text[: 2 * limit])
-    text = "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) != 127))
+    text = "".join(
+        c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) != 127)
+    )
     return text if len(text) <= limit else text[:limit] + " …"
 
 
@@ -211,7 +221,7 @@ def _png(data: Any) -> str:
         raw = base64.b64decode(data, validate=False)
     except (binascii.Error, ValueError):
         return ""
-    if not raw.startswith(PNG) or raw[12:16] != b"IHDR" or not 33 <= len(raw):
+    if not raw.startswith(PNG) or raw[12:16] != b"IHDR" or not len(raw) >= 33:
         return ""
     width, height = int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
     return base64.b64encode(raw).decode() if 0 < width * height <= 16_000_000 else ""

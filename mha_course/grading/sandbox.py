@@ -152,12 +152,22 @@ def staged_course() -> Iterator[Path]:
 def _optional_parts() -> list[str]:
     """Drawing and data: needed by cells, and no answers."""
     found = [PACKAGE / "plots.py", *PACKAGE.glob("plots/**/*"), *PACKAGE.glob("data/**/*")]
-    return [path.relative_to(PACKAGE).as_posix() for path in found if path.is_file() and "__pycache__" not in path.parts]
+    return [
+        path.relative_to(PACKAGE).as_posix()
+        for path in found
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
 
 
 def _readable_folders() -> list[Path]:
     """Folders that Python needs, shortest first, none inside another."""
-    wanted = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(sys.executable)}
+    wanted = {
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+        sys.base_exec_prefix,
+        os.path.dirname(sys.executable),
+    }
     wanted |= {os.path.dirname(os.path.realpath(sys.executable))}
     wanted |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     wanted |= {folder for folder in site.getsitepackages() if folder in sys.path}
@@ -175,13 +185,22 @@ def _readable_folders() -> list[Path]:
 
 def _bubblewrap(way: str, course: Path, files: Path | None) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap"]
-    if way == "root":  # bubblewrap itself needs no user namespace then; these three are for making learners' users
+    if (
+        way == "root"
+    ):  # bubblewrap itself needs no user namespace then; these three are for making learners' users
         command += ["--cap-drop", "ALL"]
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_KILL"):
             command += ["--cap-add", capability]
     else:
         command += ["--unshare-user", "--cap-drop", "ALL"]
-    command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "mha-course"]
+    command += [
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--hostname",
+        "mha-course",
+    ]
     command += ["--die-with-parent", "--new-session", "--clearenv"]
     command += ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
@@ -189,7 +208,13 @@ def _bubblewrap(way: str, course: Path, files: Path | None) -> list[str]:
             command += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             command += ["--ro-bind", f"/{name}", f"/{name}"]
-    for path in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/alternatives"):
+    for path in (
+        "/etc/ld.so.cache",
+        "/etc/ld.so.conf",
+        "/etc/ld.so.conf.d",
+        "/etc/localtime",
+        "/etc/alternatives",
+    ):
         command += ["--ro-bind-try", path, path]
     folders = _readable_folders()
     parents = {parent for folder in folders for parent in folder.parents} - {Path("/")}
@@ -256,7 +281,7 @@ class Nursery:
         self.process: subprocess.Popen | None = None
         self.control: socket.socket | None = None
         self.scratch: tempfile.TemporaryDirectory | None = None
-        self.used = False
+        self.used = self.ready = False
 
     def start(self, seconds: float = START_SECONDS) -> None:
         """Start the parent and wait until it has loaded everything.
@@ -264,6 +289,32 @@ class Nursery:
         Raises:
             SandboxError: it does not come up.
         """
+        if self.control is None:
+            self.launch()
+        if not self.ready and not self._told(seconds).get("ready"):
+            raise SandboxError("the parent process did not say that it is ready")
+        self.ready = True
+
+    def branch(self) -> Nursery:
+        """Another parent, forked from this one: it has everything loaded already, and forks for itself.
+
+        Raises:
+            SandboxError: this one is gone.
+        """
+        other = Nursery(self.course, self.files, self.limits, self.way)
+        other.control, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self.control, [b'{"do": "branch"}'], [theirs.fileno()])
+            self._told(30)
+        except OSError as error:
+            raise SandboxError(f"the parent process is gone: {error.strerror}") from None
+        finally:
+            theirs.close()
+        other.ready = True
+        return other
+
+    def launch(self) -> None:
+        """Start the parent, and do not wait for it."""
         ours, theirs = socket.socketpair()
         plain = self.way == "none"
         settings = {
@@ -283,7 +334,7 @@ class Nursery:
             for name, value in environment.items():
                 wrapped += ["--setenv", name, value]
             command = [*wrapped, *command]
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         user = {"user": 65534, "group": 65534, "extra_groups": []} if self.way != "root" and not plain else {}
         self.process = subprocess.Popen(
             command,
@@ -297,9 +348,7 @@ class Nursery:
             **(user if os.geteuid() == 0 else {}),
         )
         theirs.close()
-        self.control, self.used = ours, False
-        if not self._told(seconds).get("ready"):
-            raise SandboxError("the parent process did not say that it is ready")
+        self.control, self.used, self.ready = ours, False, False
 
     def fork(self) -> socket.socket:
         """Fork a confined process; gives the socket to talk to it.
@@ -307,9 +356,9 @@ class Nursery:
         Raises:
             SandboxError: it cannot be confined, or the parent is gone.
         """
-        if self.process is None or (self.used and self.way == "single"):
+        if self.used and self.way == "single":
             self.close()
-            self.start()
+        self.start()
         ours, theirs = socket.socketpair()
         request: dict = {"do": "fork"}
         if os.geteuid() == 0 and self.way == "root":
@@ -353,6 +402,7 @@ class Nursery:
         if self.control is not None:
             self.control.close()
             self.control = None
+        self.ready = False
         if self.process is not None:
             if self.way == "none":
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -382,6 +432,8 @@ class Nursery:
         return json.loads(line)
 
     def _last_words(self) -> str:
+        if self.process is None:
+            return "the parent process is gone"
         with contextlib.suppress(Exception):
             self.process.wait(2)
         self.errors.seek(0)

@@ -12,10 +12,11 @@ import hmac
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mha_course import exercises
+from mha_course import notebook_rules as rules
 from mha_course.checking import Card, Exercise, Question, Report, as_html, as_text, examine
 from mha_course.tutor import answer_question
 
@@ -26,13 +27,21 @@ from .sandbox import Nursery
 
 MAX_DEATHS = 8  # of one run of a notebook
 SECOND_LATE = 20.0  # seconds for a cell, once one was stopped
-PRACTICE_SEED = 0  # what a learner's own check() uses; cards are made with it, so that no hidden input is shown
+PRACTICE_SEED = (
+    0  # what a learner's own check() uses; cards are made with it, so that no hidden input is shown
+)
 
 
 def seed_for(secret: bytes, student: str, exercise: str) -> int:
     """The seed of one learner's inputs for one exercise: the same whenever it is asked for, 63 bits."""
     digest = hmac.new(secret, f"{student}\0{exercise}".encode(), hashlib.sha256).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def checked_in(release: Release) -> list[str]:
+    """Names of all exercises and questions that a lesson checks."""
+    cells = [cell for notebook in release.notebooks.values() for cell in notebook.cells if is_graded(cell)]
+    return list(dict.fromkeys(name for cell in cells for name in rules.checked_names(cell["source"]) or ()))
 
 
 @dataclass
@@ -81,17 +90,22 @@ class Marker:
 
     Args:
         nursery: where learners' processes come from.
-        secret: for the seeds.
         outputs: keep what cells print and draw; without, only the checks' cards are in the notebook.
     """
 
-    def __init__(self, nursery: Nursery, secret: bytes, outputs: bool = True):
-        self.nursery, self.secret, self.outputs = nursery, secret, outputs
+    def __init__(self, nursery: Nursery, outputs: bool = True):
+        self.nursery, self.outputs = nursery, outputs
 
-    def mark(self, student: str, release: Release, submission: Submission) -> dict[str, Marks]:
-        """Marks of every notebook of a submission, by stem; those not handed in are left out."""
+    def mark(self, release: Release, submission: Submission, seeds: dict[str, int]) -> dict[str, Marks]:
+        """Marks of every notebook of a submission, by stem; those not handed in are left out.
+
+        Args:
+            release: the lesson.
+            submission: from `intake.read_submission`.
+            seeds: for every exercise of the lesson, from `seed_for`.
+        """
         return {
-            stem: _Run(self, student, release, stem, cells).marks()
+            stem: _Run(self, release, cells, seeds).marks()
             for stem, cells in submission.notebooks.items()
             if cells is not None
         }
@@ -101,9 +115,9 @@ class Marker:
 
 
 class _Run:
-    def __init__(self, marker: Marker, student: str, release: Release, stem: str, cells: list[RebuiltCell]):
-        self.marker, self.student, self.cells = marker, student, cells
-        self.lesson = {c.removeprefix("check_") for n in release.notebooks.values() for c in n.ids()}
+    def __init__(self, marker: Marker, release: Release, cells: list[RebuiltCell], seeds: dict[str, int]):
+        self.marker, self.cells, self.seeds = marker, cells, seeds
+        self.lesson = set(checked_in(release))
         self.until = time.monotonic() + marker.nursery.limits.notebook_seconds
         self.outputs: dict[int, list[dict]] = {}
         self.deadly: set[int] = set()  # cells that are not run again
@@ -143,8 +157,10 @@ class _Run:
         done: set[str] = set()
         which: dict[str, Any] = {}
         reached = 0  # cells before this one have been run before: their outputs are known
-        last = len(self.cells) if keep else 1 + max(
-            (i for i, cell in enumerate(self.cells) if set(cell.check) & wanted), default=-1
+        last = (
+            len(self.cells)
+            if keep
+            else 1 + max((i for i, cell in enumerate(self.cells) if set(cell.check) & wanted), default=-1)
         )
         for attempt in range(MAX_DEATHS + 1):
             if time.monotonic() > self.until or attempt == MAX_DEATHS:
@@ -156,9 +172,13 @@ class _Run:
                 process.begin(off, loan, quiet=not keep or not self.marker.outputs)
                 for at, cell in enumerate(self.cells[:last]):
                     if cell.run is not None and at not in self.deadly and time.monotonic() < self.until:
-                        if cell.unless and process.which((cell.unless,)) != process.which(("a name nobody has",)):
+                        if cell.unless and process.which((cell.unless,)) != process.which(
+                            ("a name nobody has",)
+                        ):
                             continue
-                        seconds = limits.cell_seconds if not self.late else min(SECOND_LATE, limits.cell_seconds)
+                        seconds = (
+                            limits.cell_seconds if not self.late else min(SECOND_LATE, limits.cell_seconds)
+                        )
                         outputs, late = process.run(cell.run, at + 1, seconds)
                         if keep and at >= reached:
                             self.outputs[at] = outputs
@@ -188,10 +208,7 @@ class _Run:
             finally:
                 process.end()
         for name in wanted - done:
-            self.found.setdefault(name, (_gave_up(name), self._seed(name)))
-
-    def _seed(self, name: str) -> int:
-        return seed_for(self.marker.secret, self.student, name)
+            self.found.setdefault(name, (_gave_up(name), self.seeds[name]))
 
     def _ask(self, process: Process, name: str) -> None:
         """Examine one answer and keep the better of this and an earlier report.
@@ -199,7 +216,7 @@ class _Run:
         Raises:
             Died: the process is gone; the report is kept.
         """
-        item, seed = _find(name), self._seed(name)
+        item, seed = _find(name), self.seeds[name]
         answer = None
         if isinstance(item, Question):
             report = answer_question(item, process.value(name))
@@ -239,7 +256,7 @@ class _Run:
             return
         outcomes = []
         for exercise in cell.check:
-            report, seed = self.found.get(exercise) or (_gave_up(exercise), self._seed(exercise))
+            report, seed = self.found.get(exercise) or (_gave_up(exercise), self.seeds[exercise])
             outcomes.append(_outcome(report, seed, self._below(items.get(exercise), report)))
         marks_.outcomes[name] = outcomes
         shown["outputs"] = [output for outcome in outcomes for output in _check_output(outcome)]
@@ -296,7 +313,9 @@ def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
         if practice.status == "right":
             headline = "right on the practice inputs, wrong on others."
             line = "Your own check() always uses the same inputs; here it was tried on fresh ones."
-            return replace(report, card=replace(_without_inputs(report.card), headline=headline, lines=(line,)))
+            return replace(
+                report, card=replace(_without_inputs(report.card), headline=headline, lines=(line,))
+            )
     return replace(report, card=_without_inputs(report.card))
 
 
@@ -322,7 +341,14 @@ def _outcome(report: Report, seed: int, below: str) -> Outcome:
     if report.status == "right":
         card = replace(card, headline=f"{report.checked} things checked")  # the same text each time
     return Outcome(
-        report.name, report.status, report.cause, report.named, seed, as_text(card), as_html(card), card.headline
+        report.name,
+        report.status,
+        report.cause,
+        report.named,
+        seed,
+        as_text(card),
+        as_html(card),
+        card.headline,
     )
 
 
@@ -334,7 +360,11 @@ def _check_output(outcome: Outcome) -> list[dict]:
     kind = "NotYetWritten" if outcome.status == "not written" else "CheckFailed"
     return [
         {"output_type": "display_data", "data": drawn, "metadata": {}},
-        _error(kind, f"{outcome.name}: {outcome.headline}", f"{outcome.name}: {outcome.headline} (the card above says more)"),
+        _error(
+            kind,
+            f"{outcome.name}: {outcome.headline}",
+            f"{outcome.name}: {outcome.headline} (the card above says more)",
+        ),
     ]
 
 
@@ -344,8 +374,3 @@ def _stream(text: str) -> dict:
 
 def _error(kind: str, says: str, shown: str = "") -> dict:
     return {"output_type": "error", "ename": kind, "evalue": says, "traceback": [shown or says]}
-
-
-def as_plain(marks_: Marks) -> dict:
-    """For a file: dicts, lists, texts and numbers."""
-    return asdict(marks_)

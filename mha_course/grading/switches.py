@@ -61,8 +61,22 @@ BUILTINS = {
 }
 KEYS = (
     *("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"),
-    *("CPU", "MkldnnCPU", "SparseCPU", "SparseCsrCPU", "QuantizedCPU", "NestedTensorCPU", "Meta", "ZeroTensor"),
-    *("CompositeImplicitAutogradNestedTensor", "AutocastCPU", "FuncTorchBatched", "FuncTorchBatchedDecomposition"),
+    *(
+        "CPU",
+        "MkldnnCPU",
+        "SparseCPU",
+        "SparseCsrCPU",
+        "QuantizedCPU",
+        "NestedTensorCPU",
+        "Meta",
+        "ZeroTensor",
+    ),
+    *(
+        "CompositeImplicitAutogradNestedTensor",
+        "AutocastCPU",
+        "FuncTorchBatched",
+        "FuncTorchBatchedDecomposition",
+    ),
     "FuncTorchVmapMode",
 )
 

@@ -160,7 +160,11 @@ class Packer:
     def _tensor(self, x: Tensor) -> Any:
         plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
         usable = plain and x.layout == torch.strided and x.dtype in NAMES and x.device.type in ("cpu", "meta")
-        if not usable or self.size + x.numel() * x.element_size() > MAX_BYTES or len(self.blobs) >= MAX_TENSORS:
+        if (
+            not usable
+            or self.size + x.numel() * x.element_size() > MAX_BYTES
+            or len(self.blobs) >= MAX_TENSORS
+        ):
             return {"other": f"{type(x).__name__} that is too large, sparse or of an unusual dtype"}
         told: dict[str, Any] = {"dtype": NAMES[x.dtype], "shape": list(x.shape)}
         if x.device.type == "meta":

@@ -6,6 +6,7 @@ allows it (process tree, /tmp, System V memory, host name), limits, and then doe
 run cells, call answers. When it is over, the parent ends the whole process tree.
 
     parent, over its socket:   {"do": "fork", ...} with a socket → {"ok": pid} or {"error": …}
+                               {"do": "branch"} with a socket → {"branched": true}
                                {"do": "kill"} → {"gone": exit status}
     learner's process:         {"do": "start" | "run" | "observe" | "value" | "which"} → see `serve`
 """
@@ -29,7 +30,13 @@ from typing import Any
 
 NEW_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000  # mount, UTS, IPC, user, PID
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    24,
+    36,
+    38,
+)
 TEXT_LIMIT = 20_000  # characters of one cell's output, for each stream and each value
 PICTURES = 6  # of one cell
 PICTURE_BYTES = 400_000
@@ -49,6 +56,12 @@ def main() -> None:
     if not settings["probe"]:
         _preload()
     control.sendall(b'{"ready": true}\n')
+    while (control := _attend_to(control, settings)) is not None:
+        pass
+
+
+def _attend_to(control: socket.socket, settings: dict) -> socket.socket | None:
+    """Do what is asked over one socket until it closes. In a branch: gives the branch's own socket."""
     running: int | None = None
     while True:
         watching = running is not None
@@ -60,6 +73,14 @@ def main() -> None:
         if not message:
             break
         request = json.loads(message)
+        if request["do"] == "branch":
+            if os.fork() == 0:
+                control.close()
+                _protect()
+                return socket.socket(fileno=descriptors[0])
+            os.close(descriptors[0])
+            control.sendall(b'{"branched": true}\n')
+            continue
         if request["do"] == "kill":
             status = _end(running, settings) if running is not None else 0
             running = None
@@ -70,6 +91,7 @@ def main() -> None:
         control.sendall(json.dumps({"error": error} if error else {"ok": running}).encode() + b"\n")
     if running is not None:
         _end(running, settings)
+    return None
 
 
 def _protect() -> None:
@@ -193,7 +215,9 @@ def _memory_of(pid: int) -> int:
         if free < 200 << 20:
             return 1 << 62
     processes = _processes()
-    return sum(processes[p][1] for p in [pid, *_descendants(pid)] if p in processes) * os.sysconf("SC_PAGE_SIZE")
+    return sum(processes[p][1] for p in [pid, *_descendants(pid)] if p in processes) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
 
 
 # ----------------------------------------------------------------------- on the way to the learner
@@ -297,16 +321,24 @@ def _mounts(libc: ctypes.CDLL, settings: dict) -> None:
 
     _check(mount(None, "/", None, MS_REC | MS_PRIVATE, None), "private mounts")
     size = settings["scratch"]
-    _check(mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=20000,mode=700"), "/tmp")
+    _check(
+        mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=20000,mode=700"), "/tmp"
+    )
     _check(mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=700"), "/dev/shm")
     if mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None) == 0:
-        for name, value in (("shmall", "4096"), ("shmmni", "16"), ("msgmni", "16")):  # not counted by any limit
+        for name, value in (
+            ("shmall", "4096"),
+            ("shmmni", "16"),
+            ("msgmni", "16"),
+        ):  # not counted by any limit
             with contextlib.suppress(OSError):
                 Path("/proc/sys/kernel", name).write_text(value)
         with contextlib.suppress(OSError):
             Path("/proc/sys/user/max_user_namespaces").write_text("0")
     else:  # some kernels allow no second /proc: then rather none than one that shows the parent
-        _check(mount("tmpfs", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=555"), "/proc")
+        _check(
+            mount("tmpfs", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=555"), "/proc"
+        )
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
@@ -341,11 +373,11 @@ def _serve_and_leave(channel: int, settings: dict) -> None:
 def serve(channel: socket.socket) -> None:
     """Do what the grader asks, one thing after the other, until it hangs up.
 
-        start: {"off": groups, "reference": {...}, "quiet": bool}   → {}
-        run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool}
-        observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
-        value: {"name"}                                             → {"value": ...}
-        which: {"names"}                                            → {"which": [ids of the objects]}
+    start: {"off": groups, "reference": {...}, "quiet": bool}   → {}
+    run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool}
+    observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
+    value: {"name"}                                             → {"value": ...}
+    which: {"names"}                                            → {"which": [ids of the objects]}
     """
     from mha_course.checking import calls
     from mha_course.grading import switches, wire
@@ -373,7 +405,10 @@ def serve(channel: socket.socket) -> None:
                 reply = {"missing": True, "kind": None if target is ... else type(target).__name__}
         elif what == "value":
             value = shell.user_ns.get(request["name"])
-            reply = {"value": value[:200] if isinstance(value, str) else None, "kind": type(value).__name__[:80]}
+            reply = {
+                "value": value[:200] if isinstance(value, str) else None,
+                "kind": type(value).__name__[:80],
+            }
         else:
             reply = {"which": [id(shell.user_ns.get(name)) for name in request["names"]]}
         try:
@@ -386,7 +421,9 @@ def _provide_reference(modules: dict[str, Any]) -> None:
     """The parts of `mha_course.reference` that this notebook may use; calling any other one raises."""
     import mha_course
 
-    reference = types.ModuleType("mha_course.reference", "The course's own answers, as far as they are allowed here.")
+    reference = types.ModuleType(
+        "mha_course.reference", "The course's own answers, as far as they are allowed here."
+    )
     reference.__path__ = []
     sys.modules["mha_course.reference"] = mha_course.reference = reference
     for name in modules["switched_off"]:
@@ -533,7 +570,12 @@ def _make_shell():
             text = "\n".join(str(line) for line in stb) if isinstance(stb, list) else str(stb)
             name = getattr(etype, "__name__", str(etype))
             outputs.append(
-                {"output_type": "error", "ename": name[:200], "evalue": str(evalue)[:2000], "text": text[:TEXT_LIMIT]}
+                {
+                    "output_type": "error",
+                    "ename": name[:200],
+                    "evalue": str(evalue)[:2000],
+                    "text": text[:TEXT_LIMIT],
+                }
             )
 
         def enable_gui(self, gui=None):
@@ -554,7 +596,12 @@ def _make_shell():
                 late = True
             except BaseException as error:
                 outputs.append(
-                    {"output_type": "error", "ename": type(error).__name__, "evalue": str(error)[:2000], "text": ""}
+                    {
+                        "output_type": "error",
+                        "ename": type(error).__name__,
+                        "evalue": str(error)[:2000],
+                        "text": "",
+                    }
                 )
             finally:
                 sys.stdout, sys.stderr = before

@@ -54,9 +54,21 @@ MIX = Exercise(
     (Misconception("no-scale", "The scores are not divided by √D.", wrong=_unscaled, hint=2),),
     forbidden=("ready-made attention",),
 )
-SOFT = Exercise("soft_rows", "90.3", soft_rows, ("y",), (Case("a matrix", lambda draw: {"x": draw.normal(3, 4)}),),
-                forbidden=("ready-made softmax",))
-TWICE = Exercise("double_twice", "90.4", double_twice, ("y (N,)",), (Case("five numbers", _vector),),
-                 builds_on=("double_it",))
+SOFT = Exercise(
+    "soft_rows",
+    "90.3",
+    soft_rows,
+    ("y",),
+    (Case("a matrix", lambda draw: {"x": draw.normal(3, 4)}),),
+    forbidden=("ready-made softmax",),
+)
+TWICE = Exercise(
+    "double_twice",
+    "90.4",
+    double_twice,
+    ("y (N,)",),
+    (Case("five numbers", _vector),),
+    builds_on=("double_it",),
+)
 WHY = Question("why_double", "b", {"a": "No: that halves.", "b": "Yes.", "c": "No: that squares."})
 LESSON = Lesson("90_sample", "Sample", (DOUBLE, MIX, SOFT, TWICE), (WHY,))

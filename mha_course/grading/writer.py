@@ -1,0 +1,404 @@
+"""The one writer: marks into nbgrader's gradebook, autograded/ and feedback/, where its own tools expect them.
+
+For every submission: first the result is kept in a file of its own (`pending`), then the autograded folder is
+put in place, then the gradebook is changed in one transaction, then the result becomes the log (`done`). Each
+step can be done again without harm, so a run that was interrupted anywhere is carried on by the next one.
+
+    grading/marks/secret                       for the seeds; made at the first run
+    grading/marks/01_one_head/pending/…json    results that are not wholly written yet
+    grading/marks/01_one_head/done/…json       what was given for what, with seeds and repairs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbgrader import utils
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.converters import GenerateFeedback
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.preprocessors import AssignLatePenalties, SaveAutoGrades, SaveCells
+from traitlets.config import Config, PyFileConfigLoader
+
+from mha_course.building import quiet_log
+
+from .intake import Release, is_answer, is_graded, is_task, marks
+
+HERE = Path(__file__).resolve().parents[2]
+
+
+class CannotWrite(Exception):
+    """Something about the folders or the gradebook that a person must put right; the text says what."""
+
+
+@dataclass
+class Result:
+    """All there is to write about one submission. Plain data.
+
+    Args:
+        status: "graded" or "set aside".
+        reason: why it was set aside.
+        fingerprint: of what was handed in and what graded it; see `run.fingerprint`.
+        notebooks: by stem the fields of `score.Marks`; of a set-aside one nothing.
+        seeds: of the inputs, by exercise.
+        seconds: how long it took.
+    """
+
+    student: str
+    lesson: str
+    status: str
+    fingerprint: str = ""
+    reason: str = ""
+    repairs: list[str] = field(default_factory=list)
+    timestamp: str | None = None
+    notebooks: dict[str, dict] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------ course folders
+
+
+def course_config(root: Path, db_url: str | None = None) -> Config:
+    """nbgrader's configuration of a course folder.
+
+    Args:
+        root: the course's folder.
+        db_url: a gradebook elsewhere; by default the configuration's.
+    """
+    folder = root if (root / "nbgrader_config.py").exists() else HERE
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
+    if folder != root:
+        config.CourseDirectory.db_url = f"sqlite:///{(root / 'grading' / 'gradebook.db').as_posix()}"
+    config.CourseDirectory.root = str(root)
+    if db_url:
+        config.CourseDirectory.db_url = db_url
+    return config
+
+
+def the_secret(root: Path) -> bytes:
+    """What the seeds are made with: 32 random bytes, kept for the instructor's eyes alone."""
+    path = root / "grading" / "marks" / "secret"
+    with contextlib.suppress(FileNotFoundError):
+        kept = path.read_bytes()
+        if len(kept) >= 32:
+            return kept
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = secrets.token_bytes(32)
+    partial = path.with_name(f"secret.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(made)
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return made
+
+
+def keep(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is there wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name[:80]}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=True, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def only_writer(root: Path) -> Iterator[None]:
+    """One run of grading at a time in one course folder.
+
+    Raises:
+        CannotWrite: another one is under way.
+    """
+    path = root / "grading" / "marks" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            raise CannotWrite(f"another run of grading is under way in {root / 'grading'}") from None
+        yield
+
+
+# ------------------------------------------------------------------------------------- the writer
+
+
+class Writer:
+    """Writes results of one lesson.
+
+    Args:
+        root: the course's folder.
+        release: the lesson.
+        config: from `course_config`.
+        feedback: make the feedback pages too.
+    """
+
+    def __init__(self, root: Path, release: Release, config: Config, feedback: bool = True):
+        self.root, self.release, self.config = root, release, config
+        self.log, _ = quiet_log()
+        warnings.filterwarnings("ignore", message="Object of type <Submitted.* not in session")  # nbgrader's
+        self.course = CourseDirectory(config=config, log=self.log)
+        self.folder = root / "grading" / "marks" / release.lesson
+        if self.course.db_url.startswith("sqlite:///"):
+            Path(self.course.db_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.gradebook = Gradebook(self.course.db_url, self.course.course_id)
+        self.feedback = FeedbackMaker(release.lesson, config) if feedback else None
+
+    def close(self) -> None:
+        self.gradebook.close()
+
+    def path_of(self, kind: str, student: str) -> Path:
+        return self.folder / kind / f"{student[:100]}-{hashlib.sha256(student.encode()).hexdigest()[:8]}.json"
+
+    def results(self, kind: str) -> Iterator[Result]:
+        """Results that are "pending" or "done"; a damaged file counts as none."""
+        for path in sorted((self.folder / kind).glob("*.json")):
+            try:
+                yield Result(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                path.unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Make sure that the gradebook knows the lesson as it was released.
+
+        Raises:
+            CannotWrite: it knows another version of it, with submissions.
+        """
+        lesson = self.release.lesson
+        self.gradebook.update_or_create_assignment(lesson)
+        for stem, notebook in self.release.notebooks.items():
+            wanted = {
+                name for cell in notebook.cells if is_graded(cell) and (name := marks(cell).get("grade_id"))
+            }
+            try:
+                known = {cell.name for cell in self.gradebook.find_notebook(stem, lesson).grade_cells}
+            except MissingEntry:
+                known = None
+            if known == wanted:
+                continue
+            node = nbformat.from_dict(
+                {
+                    "cells": list(notebook.cells),
+                    "metadata": notebook.metadata,
+                    "nbformat": 4,
+                    "nbformat_minor": 5,
+                }
+            )
+            where = {"notebook": stem, "assignment": lesson, "db_url": self.course.db_url}
+            try:
+                SaveCells(config=self.config, log=self.log).preprocess(node, {"nbgrader": where})
+            except RuntimeError as error:
+                raise CannotWrite(f"the gradebook knows another version of {stem}: {error}") from None
+            self.gradebook.db.expire_all()
+
+    def write(self, result: Result) -> Result:
+        """Write one result, all of it. Gives it back with the scores that the gradebook has now.
+
+        Raises:
+            CannotWrite: the disk is full, the gradebook is locked; nothing of it is lost.
+        """
+        try:
+            keep(self.path_of("pending", result.student), asdict(result))
+            self._put_autograded(result)
+            result.scores = self._enter(result)
+            if self.feedback is not None:
+                self.feedback.make(result.student)
+            kept = asdict(result)
+            for notebook in kept["notebooks"].values():
+                notebook.pop("cells", None)
+                for outcomes in notebook["outcomes"].values():
+                    for outcome in outcomes:
+                        outcome.pop("html", None)
+            keep(self.path_of("done", result.student), kept)
+            self.path_of("pending", result.student).unlink(missing_ok=True)
+        except OSError as error:
+            self.gradebook.db.rollback()
+            raise CannotWrite(
+                f"cannot write the marks of {result.student}: {error.strerror or error}"
+            ) from error
+        except Exception as error:  # SQLAlchemy's many
+            self.gradebook.db.rollback()
+            line = str(error).splitlines()[0]
+            raise CannotWrite(
+                f"cannot enter the marks of {result.student}: {type(error).__name__}: {line}"
+            ) from error
+        return result
+
+    # ------------------------------------------------------------------------------ autograded/
+
+    def autograded(self, student: str) -> Path:
+        return Path(self.course.format_path(self.course.autograded_directory, student, self.release.lesson))
+
+    def _put_autograded(self, result: Result) -> None:
+        target = self.autograded(result.student)
+        work = self.folder / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        made = work / "made"
+        made.mkdir(parents=True)
+        for stem, notebook in self.release.notebooks.items():
+            if stem in result.notebooks:
+                content = {"cells": result.notebooks[stem]["cells"], "metadata": notebook.metadata}
+            elif result.status == "set aside":
+                content = {
+                    "cells": [_reason_cell(result.reason), *_plain(notebook.cells)],
+                    "metadata": notebook.metadata,
+                }
+            else:
+                continue
+            node = nbformat.from_dict({**content, "nbformat": 4, "nbformat_minor": 5})
+            path = made / f"{stem}.ipynb"
+            path.write_text(nbformat.writes(node) + "\n", encoding="utf-8")
+            path.chmod(0o444)
+        released = self.root / "notebooks" / self.release.lesson
+        for name in self.release.files:
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(released / name, made / name)
+        if result.timestamp:
+            (made / "timestamp.txt").write_text(result.timestamp)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            os.replace(target, work / "old")
+        os.replace(made, target)
+        shutil.rmtree(work, ignore_errors=True)
+
+    # ----------------------------------------------------------------------------- the gradebook
+
+    def _enter(self, result: Result) -> dict[str, list[float]]:
+        """Everything about one submission in one transaction. By notebook: score, maximum."""
+        gradebook, lesson, student = self.gradebook, self.release.lesson, result.student
+        session = gradebook.db
+        commit, session.commit = session.commit, session.flush  # nbgrader commits after every step
+        try:
+            gradebook.update_or_create_student(student)
+            told = {}
+            with contextlib.suppress(ValueError, OverflowError):
+                if result.timestamp:
+                    told["timestamp"] = utils.parse_utc(result.timestamp)
+            submission = gradebook.update_or_create_submission(lesson, student, **told)
+            for stem in self.release.notebooks:
+                if stem in result.notebooks:
+                    self._enter_notebook(stem, student, result.notebooks[stem])
+                else:
+                    for grade in gradebook.find_submission_notebook(stem, lesson, student).grades:
+                        by_hand = result.status == "set aside"
+                        grade.auto_score = None if by_hand else 0  # a missing file: as nbgrader does
+                        grade.needs_manual_grade = by_hand or grade.manual_score is not None
+            session.flush()
+            session.expire_all()
+            scores = {}
+            for notebook in submission.notebooks:
+                self._penalise(submission, notebook)
+                scores[notebook.name] = [
+                    float(notebook.score - (notebook.late_submission_penalty or 0)),
+                    float(notebook.max_score),
+                ]
+            commit()
+            return scores
+        finally:
+            session.commit = commit
+
+    def _enter_notebook(self, stem: str, student: str, marked: dict) -> None:
+        """What nbgrader's SaveAutoGrades does with an executed notebook."""
+        saver = SaveAutoGrades(config=self.config, log=self.log)
+        saver.gradebook, saver.notebook_id = self.gradebook, stem
+        saver.assignment_id, saver.student_id = self.release.lesson, student
+        for index, cell in enumerate(marked["cells"]):
+            if is_graded(cell) or is_answer(cell) or is_task(cell):
+                saver.preprocess_cell(nbformat.from_dict(cell), {}, index)
+        for name in marked["trouble"]:
+            grade = self.gradebook.find_grade(name, stem, self.release.lesson, student)
+            grade.auto_score, grade.needs_manual_grade = None, True
+        self.gradebook.db.flush()
+
+    def _penalise(self, submission: Any, notebook: Any) -> None:
+        """What nbgrader's AssignLatePenalties does, with the same plugin."""
+        notebook.late_submission_penalty = None
+        late = submission.total_seconds_late
+        if late > 0:
+            assigner = AssignLatePenalties(config=self.config, log=self.log)
+            assigner.init_plugin()
+            penalty = assigner.plugin_inst.late_submission_penalty(
+                submission.student.id, notebook.score, late
+            )
+            if penalty is not None:
+                notebook.late_submission_penalty = assigner._check_late_penalty(notebook, penalty)
+
+
+def _plain(cells: tuple[dict, ...]) -> list[dict]:
+    return [
+        {**cell, "outputs": [], "execution_count": None} if cell["cell_type"] == "code" else dict(cell)
+        for cell in cells
+    ]
+
+
+def _reason_cell(reason: str) -> dict:
+    from .intake import harmless_markdown
+
+    says = f"**This submission was set aside.** {harmless_markdown(reason)}\n\nThe cells below are those that were handed out."
+    return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
+
+
+# ------------------------------------------------------------------------------------- feedback/
+
+
+class FeedbackMaker:
+    """Makes nbgrader's feedback pages, one learner at a time."""
+
+    def __init__(self, lesson: str, config: Config):
+        from nbconvert.writers import FilesWriter
+
+        log, _ = quiet_log()
+        self.lesson = lesson
+        self.course = CourseDirectory(config=config, log=log)
+        self.maker = GenerateFeedback(coursedir=self.course, config=config, log=log)
+        self.maker.writer = FilesWriter(parent=self.maker, config=self.maker.config)
+        self.maker.exporter = self.maker.exporter_class(parent=self.maker, config=self.maker.config)
+        for step in self.maker.preprocessors:
+            self.maker.exporter.register_preprocessor(step)
+
+    def make(self, student: str) -> list[Path]:
+        """Write a learner's pages; gives their paths."""
+        source = Path(self.course.format_path(self.course.autograded_directory, student, self.lesson))
+        target = Path(self.course.format_path(self.course.feedback_directory, student, self.lesson))
+        target.mkdir(parents=True, exist_ok=True)
+        made = []
+        for path in sorted(source.glob("*.ipynb")):
+            resources = {
+                "unique_key": path.stem,
+                "output_files_dir": f"{path.stem}_files",
+                "nbgrader": {
+                    "student": student,
+                    "assignment": self.lesson,
+                    "notebook": path.stem,
+                    "db_url": self.course.db_url,
+                },
+            }
+            page, _ = self.maker.exporter.from_filename(str(path), resources=resources)
+            partial = target / f".{path.stem}.partial"
+            partial.write_text(page, encoding="utf-8")
+            os.replace(partial, target / f"{path.stem}.html")
+            made.append(target / f"{path.stem}.html")
+        return made
