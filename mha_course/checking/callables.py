@@ -64,3 +64,16 @@ def peek_one_ahead(x: Tensor) -> Tensor:
 def plain_self_attention(x: Tensor) -> Tensor:
     """Attention of the tokens to one another, no mask, no parameters. (…, L, E) → same."""
     return torch.softmax(x @ x.mT / x.shape[-1] ** 0.5, -1) @ x
+
+
+@known
+def sum_of_cubes(x: Tensor) -> Tensor:
+    """A single number: Σ x³. Any shape → ()."""
+    return x.pow(3).sum()
+
+
+@known
+def chained_products(x: Tensor) -> Tensor:
+    """A single number in which neighbours meet: Σ xᵢ · xᵢ₊₁². Any shape → ()."""
+    flat = x.flatten()
+    return (flat[:-1] * flat[1:].pow(2)).sum()
