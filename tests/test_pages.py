@@ -30,8 +30,10 @@ def course(tmp_path_factory):
         pytest.skip(f"{LESSON_01} is not released yet")
     root = lab.make_root(tmp_path_factory.mktemp("course"), "notebooks", f"solutions/{LESSON_01}")
     lessons.open_workspace(root)
+    released = building.contents(root / "notebooks")
     with lab.server(root) as address:
         yield root, address
+    assert building.contents(root / "notebooks") == released, "studying changed what git follows"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,15 @@ def test_formgrader_lists_the_lesson(course, notebook):
     page.close()
 
 
-def test_studying_leaves_the_released_notebooks_alone(course, notebook):
-    root, _ = course
-    assert building.contents(root / "notebooks") == building.contents(building.ROOT / "notebooks")
+def test_create_assignment_shows_the_points_of_a_solution(course, notebook):
+    _, address = course
+    page = notebook.page.context.new_page()
+    solution = lab.Notebook(page, address, f"solutions/{LESSON_01}/{LESSON_01}.ipynb")
+    page.get_by_text("Nbgrader", exact=True).first.click()
+    page.get_by_text("Create Assignment").first.click()
+    points = page.locator(".nbgrader-TotalPointsInput")
+    points.wait_for()
+    declared = exercises.lessons()[1]
+    assert float(points.input_value()) >= len(declared.exercises) + len(declared.questions)
+    assert "attention_scores" in solution.cells()
+    page.close()

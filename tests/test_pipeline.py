@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -191,6 +190,7 @@ def test_zip_collect_finds_the_learner_by_archive_folder_or_file_name(by_acciden
 
 
 @pytest.mark.xdist_group("accidents")
+@pytest.mark.skipif(os.name == "nt", reason="nbgrader has no exchange on Windows")
 def test_the_exchange_takes_a_lesson_there_and_back(by_accident):
     root, _, _ = by_accident
     nbgrader(root, "release_assignment", "01_doubling")
@@ -202,21 +202,14 @@ def test_the_exchange_takes_a_lesson_there_and_back(by_accident):
 
 
 @pytest.mark.xdist_group("accidents")
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("check(double)", "check(triple)", "checks 'triple', which no file"),
-        ("### BEGIN SOLUTION", "### BEGIN SOLUTON", "looks like a marker"),
-    ],
-)
-def test_plain_generate_assignment_refuses_what_the_builder_refuses(
-    by_accident, tmp_path, old, new, expected
-):
+def test_plain_generate_assignment_refuses_what_the_builder_refuses(by_accident, tmp_path):
     root = shutil.copytree(by_accident[0], tmp_path / "course", symlinks=True)
     pair = root / "solutions" / "01_doubling" / "01_doubling.ipynb"
-    pair.write_text(pair.read_text().replace(old, new))
+    text = pair.read_text().replace("### BEGIN SOLUTION", "### BEGIN SOLUTON")
+    pair.write_text(text.replace("check(double)", "check(triple)"))
     printed = nbgrader(root, "generate_assignment", "01_doubling", "--force", succeeds=False)
-    assert expected in printed
+    assert "looks like a marker" in printed
+    assert "checks 'triple', which no file" in printed
     assert "older than its .py; run: mha-course build" in printed
     assert not (root / "notebooks" / "01_doubling").exists()
 
@@ -290,12 +283,7 @@ def test_the_feedback_says_what_is_wrong(graded):
 @pytest.mark.xdist_group("graded")
 def test_validate_tells_a_learner_what_an_instructor_would_find(graded):
     root, _, _, _ = graded
-    for learner, expected in (
-        ("right", "Success! Your notebook passes all the tests."),
-        ("half", "FAILED ON"),
-    ):
-        submitted = root / "grading" / "submitted" / learner / LESSON_01 / f"{LESSON_01}.ipynb"
-        own = Path(root / "work" / learner / submitted.name)
-        own.parent.mkdir(parents=True)
-        shutil.copy(submitted, own)
-        assert expected in nbgrader(root, "validate", str(own))
+    own = root / "work" / LESSON_01 / f"{LESSON_01}.ipynb"
+    own.parent.mkdir(parents=True)
+    shutil.copy(root / "grading" / "submitted" / "right" / LESSON_01 / own.name, own)
+    assert "Success! Your notebook passes all the tests." in nbgrader(root, "validate", str(own))
