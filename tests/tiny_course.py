@@ -74,8 +74,7 @@ def write_wheels(folder: Path) -> Path:
     for name in ("jupyterlab", "pytest"):
         files = {f"{name}/__init__.py": "", f"{name}/__main__.py": TELL.format(name=name)}
         wheel(folder, name, {"jupyterlab": "4.6.6", "pytest": "9.2.0"}[name], files)
-    for version in ("2.13.0", "2.14.0"):
-        wheel(folder, "torch", version, {"torch/__init__.py": f"__version__ = {version!r}"})
+    wheel(folder, "torch", "2.13.0", {"torch/__init__.py": ""})
     for version in ("1.0", "1.5"):
         wheel(folder, "mha_course_tiny", version, {"mha_course_tiny/__init__.py": "number = 1\n"})
     return folder
