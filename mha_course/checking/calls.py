@@ -200,7 +200,7 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
         warnings=tuple(dict.fromkeys(str(w.message).strip() for w in caught)),
         printed=printed.getvalue(),
         used=tuple(used),
-        stub=_is_stub(target),
+        stub=(value is None or value is ...) and _is_stub(target),
         failure=failure,
         seconds=seconds,
     )
@@ -425,12 +425,15 @@ def _quiet(printed: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """A fixed global seed inside the block; the learner's own random numbers are not disturbed."""
-    python_state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
+    """A fixed global seed inside the block; the learner's own random numbers are not disturbed.
+
+    By the generator itself: `torch.manual_seed` also imports torch's compiler and queues work for a CUDA to come.
+    """
+    python_state, torch_state = random.getstate(), torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(torch_state)
+        random.setstate(python_state)

@@ -98,7 +98,10 @@ def diagnose(
         local = LocalAnswer(wrong)
         for i in order:
             theirs = looked_at(trials[i], local.observe(_asked(trials[i].call)))
-            if not same_behaviour(looked_at(trials[i], seen[i]), theirs, trials[i].case.tolerance, names):
+            if trials[i].case.raises:
+                if _refusal(trials[i].case, seen[i]) != _refusal(trials[i].case, theirs):
+                    return False
+            elif not same_behaviour(looked_at(trials[i], seen[i]), theirs, trials[i].case.tolerance, names):
                 return False
         return True
 
@@ -115,6 +118,14 @@ def diagnose(
         observed = [answer.observe(trial.call) for trial in further]
         left = [pair for pair in left if explains(pair[1], further, observed, range(len(further)))] or left
     return left[0][0] if left else None
+
+
+def _refusal(case: Case, observation: Observation) -> str:
+    """What an answer did with an input that should be refused: that counts, not how it put it."""
+    if observation.failure is None:
+        return "accepted"
+    right = {kind.__name__ for kind in case.raises} & set(observation.failure.types)
+    return "refused" if right else observation.failure.types[0]
 
 
 def _asked(call: Call) -> Call:

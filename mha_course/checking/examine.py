@@ -257,7 +257,7 @@ def _card(
     drawn, note = (), ""
     lines = []
     if found.kind in ("values", "not finite", "gradients", "shape") and found.seen is not None:
-        if (isinstance(found.seen, Tensor) and found.seen.dim() == 0) or not isinstance(found.seen, Tensor):
+        if not any(isinstance(x, Tensor) and x.dim() for x in (found.seen, found.expected)):
             lines.append(f"Yours: {_scalar(found.seen)}. Expected: {_scalar(found.expected)}.")
         else:
             if not any(detail.startswith("Very nearly") for detail in found.details):
