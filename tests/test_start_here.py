@@ -120,7 +120,7 @@ def test_what_the_questions_say_is_so():
 def test_every_option_of_a_question_is_explained_and_stands_in_the_notebook():
     lesson = next(lesson for lesson in exercises.lessons() if lesson.folder == "00_start_here")
     text = SOURCE.read_text(encoding="utf-8")
-    assert len(lesson.questions) == 3
+    assert len(lesson.questions) == 4
     for question in lesson.questions:
         assert question.right in question.why and set(question.why) == set("abcd")
         before = text[: text.index(f'"grade_id": "{question.name}"')].rsplit("# %% [markdown]", 1)[1]

@@ -18,8 +18,8 @@ def positions(L, S, dtype=torch.float64):
     return make
 
 
-def whole_positions(draw):
-    return {"query_positions": draw.integers(0, 9, 3), "key_positions": draw.integers(0, 9, 6)}
+def example_positions(draw):
+    return {"query_positions": torch.tensor([2, 5]), "key_positions": torch.tensor([0, 2, 3])}
 
 
 def one_newest_word(draw):
@@ -143,9 +143,9 @@ STEPS_BACK = Exercise(
     reference=reference.steps_back,
     returns=("steps (L, S)",),
     cases=(
+        Case("the lesson's own example", example_positions),
         Case("L and S differ", positions(3, 5)),
         Case("as many queries as keys", positions(4, 4)),
-        Case("whole numbers", whole_positions),
         Case("one new word looks back at all seven", one_newest_word),
         Case("float32", positions(2, 6, torch.float32)),
     ),
@@ -260,6 +260,13 @@ STEPS_BACK = Exercise(
 )
 
 # ----------------------------------------------------------------------------- 0.2 pairwise_dot
+
+
+def example_rows(draw):
+    return {
+        "a": torch.tensor([[1.0, 2], [0, 1], [3, 1]]),
+        "b": torch.tensor([[1.0, 0], [1, 1], [2, 1], [0, 3]]),
+    }
 
 
 def rows(L, S, D, dtype=torch.float64):
@@ -378,11 +385,11 @@ PAIRWISE_DOT = Exercise(
     reference=reference.pairwise_dot,
     returns=("dots (L, S)",),
     cases=(
+        Case("the lesson's own example", example_rows),
         Case("L, S and D all differ", rows(3, 5, 4)),
         Case("as many rows as features", rows(4, 4, 4)),
         Case("a single row in a", rows(1, 3, 2)),
         Case("tensors that were transposed before", not_contiguous),
-        Case("float32", rows(2, 6, 5, torch.float32)),
     ),
     misconceptions=(
         Misconception(
@@ -521,6 +528,11 @@ def only_view(x, groups):
     return x.reshape(groups, L, E // groups)
 
 
+def only_view_itself(x, groups):
+    L, E = x.shape
+    return x.view(groups, L, E // groups)
+
+
 def not_brought_to_the_front(x, groups):
     L, E = x.shape
     return x.view(L, groups, E // groups)
@@ -550,6 +562,11 @@ def tokens_cut(x, groups):
     return x.reshape(groups, L // groups, E)
 
 
+def tokens_cut_by_view(x, groups):
+    L, E = x.shape
+    return x.view(groups, L // groups, E)
+
+
 def tokens_cut_by_chunk(x, groups):
     return torch.stack(x.chunk(groups))
 
@@ -557,6 +574,16 @@ def tokens_cut_by_chunk(x, groups):
 def turned_then_viewed(x, groups):
     L, E = x.shape
     return x.T.reshape(groups, L, E // groups)
+
+
+def turned_and_viewed(x, groups):
+    L, E = x.shape
+    return x.T.contiguous().view(groups, L, E // groups)
+
+
+def turned_first(x, groups):
+    L, E = x.shape
+    return x.T.view(groups, L, E // groups)
 
 
 def a_tuple(x, groups):
@@ -641,8 +668,8 @@ REGROUP = Exercise(
     reference=reference.regroup,
     returns=("groups (groups, L, E/groups)",),
     cases=(
+        Case("numbered 0 to 17", numbered),
         Case("L, E and groups all differ", features(5, 12, 3)),
-        Case("numbered 0 to 17, two groups", numbered),
         Case("as many tokens as groups", features(2, 8, 2)),
         Case("a tensor that was transposed before", turned_input),
         Case("one group", features(3, 4, 1)),
@@ -654,6 +681,7 @@ REGROUP = Exercise(
             "The shape is right, the numbers are scrambled: view (or reshape) fills the new shape in reading order, so "
             "the first slice swallowed whole tokens. Cut each token's row first, then move the groups to the front.",
             wrong=only_view,
+            also=(only_view_itself,),
             hint=2,
         ),
         Misconception(
@@ -688,7 +716,7 @@ REGROUP = Exercise(
             "You cut the list of tokens into groups. Every group should have all the tokens, and of each only some "
             "features: the cut goes through the rows.",
             wrong=tokens_cut,
-            also=(tokens_cut_by_chunk,),
+            also=(tokens_cut_by_view, tokens_cut_by_chunk),
             hint=1,
         ),
         Misconception(
@@ -696,6 +724,7 @@ REGROUP = Exercise(
             "The shape is right, the numbers are scrambled: you turned x first, and then filled a new shape in reading "
             "order. Turn after the cut, when the groups have a dimension of their own.",
             wrong=turned_then_viewed,
+            also=(turned_and_viewed, turned_first),
             hint=2,
         ),
         Misconception(
@@ -749,6 +778,16 @@ REGROUP = Exercise(
 # ------------------------------------------------------------------------------------ questions
 
 QUESTIONS = (
+    Question(
+        "it_looks_at",
+        right="b",
+        why={
+            "a": "That is what *it* looks at in head 1. In head 2, on the right, its thick line goes further up.",
+            "b": "Yes: *it* asks for a thing, and the ring is the only thing in the sentence.",
+            "c": "That is where the thick line of *she* ends. Follow the line that starts at *it*, at the bottom.",
+            "d": "So do the words that ask for nothing: their lines are thin. *It* has a thick one.",
+        },
+    ),
     Question(
         "broadcast_shape",
         right="b",

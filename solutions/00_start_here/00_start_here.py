@@ -10,7 +10,7 @@
 # %% [markdown]
 # ## Run a cell
 #
-# The grey box below is a *cell*. Click into it and press **Shift + Enter**: it runs, and the next one is selected.
+# The box below is a *cell*. Click into it and press **Shift + Enter**: it runs, and the next one is selected.
 # Go on like that from top to bottom. `[*]` at its side means that it is still at work; a number, that it is done.
 #
 # This one asks the doctor whether everything that the course needs is here. That takes a few seconds.
@@ -34,12 +34,13 @@ problems = doctor.report(brief=True)
 # Who is *she*? What is *it*? To read those two words, you looked back: once for a person, once for a thing. And all
 # the while you kept track of which word follows which.
 #
-# Attention does this in numbers. Every word looks at all the words, a bit more here, a bit less there. **One** way of
-# looking is called a *head*. **Multi-head** attention looks in several ways at once.
+# Attention does this in numbers. Every word looks at all the words, a bit more here, a bit less there. **One**
+# way of looking is called a *head*. **Multi-head** attention looks in several ways at once.
 #
 # Here are two heads at work on that sentence. What they look for was **set by hand** in the lines below: which
 # words are a person or a thing, which words ask for one. (A trained model finds such features by itself; you will
-# watch it do so.) The weights are then computed as every transformer computes them. No line of it needs to be clear yet.
+# watch it do so.) The weights are then computed with the arithmetic of every transformer: dot products, then a
+# softmax. No line of it needs to be clear yet.
 
 # %%
 sentence = "Ada found the ring where she lost it"
@@ -57,29 +58,62 @@ head_1 = torch.softmax(5 * wanted_place @ place.T, dim=-1)  # (8, 8)
 head_2 = torch.softmax(5 * wants_a @ is_a.T, dim=-1)  # (8, 8)
 
 # %%
-fig = plots.arcs({"head 1: the word before": head_1, "head 2: who or what is meant": head_2}, words)
+heads = {"head 1: the word before": head_1, "head 2: who or what is meant": head_2}
+fig = plots.arcs(heads, words)
 plots.show(
     fig,
-    alt="Two heads on the sentence 'Ada found the ring where she lost it'. In head 1 every word has a thick "
-    "line to the word before it (Ada, the first, to itself). In head 2 'she' has a thick line to Ada and 'it' to ring; "
-    "all other words have faint lines to every word.",
+    alt="Two heads on the sentence 'Ada found the ring where she lost it'. In head 1 every "
+    "word has a thick line to the word before it (Ada, the first, to itself). In head 2 'she' "
+    "has a thick line to Ada and 'it' to ring; all other words have faint lines to every word.",
 )
 
 # %% [markdown]
 # **What to look for.** A line starts at the word that looks, on the left, and is as thick as the attention it pays.
-# In head 1 every word looks at the one before it. (*Ada* has none before her, and looks at herself.) In head 2 *she*
-# looks at *Ada*, and *it* looks at *ring*. The other words ask head 2 for nothing, so their attention is spread
-# evenly and thinly over all eight.
+# In head 1 every word looks at the one before it. (*Ada* has none before her, and looks at herself.) In head 2 only
+# two words ask for something; each has one thick line. The others ask for nothing, so their attention is spread
+# evenly and thinly over all eight words.
 #
 # Same sentence, same arithmetic, two different looks. By lesson 05 you will have built all of this yourself, down
 # to a drop-in for `torch.nn.MultiheadAttention`.
 
 # %% [markdown]
+# ## Your first tick
+#
+# Now *you* answer something, and a **check** says whether it is right. Look at the picture: in head 2, what does
+# *it* look at?
+#
+# * (a) *lost*, the word before it
+# * (b) *ring*
+# * (c) *Ada*
+# * (d) all words, evenly
+#
+# Let us get to know the check first:
+#
+# 1. Run the check below as it is (skip the cell in between). It says `○`: *not answered yet*. That is never counted
+#    as wrong.
+# 2. In the cell in between, write `it_looks_at = "a"` in place of the last line. Run it, then the check: `✗`, and
+#    why.
+# 3. Now put in the right letter, and run both again.
+
+# %% nbgrader={"grade": false, "grade_id": "it_looks_at", "locked": false, "schema_version": 3, "solution": true, "task": false}
+### BEGIN SOLUTION
+it_looks_at = "b"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "check_it_looks_at", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+check(it_looks_at=it_looks_at)
+
+# %% [markdown]
+# `○`, `✗`, `✓`: not yet, not right, right. Every check in this course speaks like that.
+#
+# And that is how head 2 reads the sentence: *she* looks at *Ada*, *it* looks at *ring*.
+
+# %% [markdown]
 # ## Shapes
 #
 # In that code, nearly every line ends in a comment such as `(8, 2)`. This is the **shape** of a tensor: how many
-# rows, how many columns. Most mistakes in attention are mistakes of shape, and you see them once you say the shape aloud. So
-# we use the same letters everywhere, the ones of PyTorch's own documentation:
+# rows, how many columns. Many mistakes in attention are mistakes of shape, and you find them by saying the shapes
+# aloud. So we use the same letters everywhere, the ones of PyTorch's own documentation:
 #
 # | letter | what it counts |
 # |---|---|
@@ -98,8 +132,9 @@ x = torch.arange(12).view(3, 4)  # (L, E)
 fig = plots.grid(x, rows=["we", "see", "it"], columns=["0", "1", "2", "3"])
 plots.show(
     fig,
-    alt="A grid of three rows (we, see, it) and four columns. It holds 0 to 11 in reading order: 0 to 3 in the first "
-    "row, 4 to 7 in the second, 8 to 11 in the third. The colour goes from dark for 0 to bright for 11.",
+    alt="A grid of three rows (we, see, it) and four columns. It holds 0 to 11 in reading order: "
+    "0 to 3 in the first row, 4 to 7 in the second, 8 to 11 in the third. The colour goes from "
+    "dark for 0 to bright for 11.",
 )
 
 # %% [markdown]
@@ -109,7 +144,8 @@ plots.show(
 # %% [markdown]
 # ## A column meets a row
 #
-# Two tensors of different shape can be added or subtracted if their shapes fit. torch writes the shapes one below the other,
+# Two tensors of different shape can be added or subtracted if their shapes fit. torch writes the shapes one below
+# the other,
 # **from the right**, and compares:
 #
 # ```text
@@ -122,8 +158,8 @@ plots.show(
 # This is *broadcasting*: a column and a row make a table. `x[:, None]` makes a column of a one-dimensional `x`:
 # shape `(4,)` becomes `(4, 1)`.
 #
-# **Predict.** Four predictions, and they are exactly right. Their mean squared error should be 0. But the targets came
-# out of a file as a column. What will the error be? Write your guess instead of `...`, or leave it.
+# **Predict.** Four predictions, and they are exactly right. Their mean squared error should be 0. But the targets
+# came out of a file as a column. What will the error be? Write your guess instead of `...`, or leave it.
 
 # %%
 guess = ...  # your guess
@@ -138,14 +174,14 @@ print("the error: ", difference.square().mean().item())
 print("the shape of the difference:", tuple(difference.shape))
 
 # %% [markdown]
-# Not 0. A row of 4 and a column of 4 made a table of 16 differences, and nobody complained. This very bug has spoilt
-# many a training run. Broadcasting does what the shapes say, not what you meant.
+# Not 0. A row of 4 and a column of 4 made a table of 16 differences, and nobody complained. This very bug has
+# spoilt many a training run. Broadcasting does what the shapes say, not what you meant.
 
 # %% [markdown]
 # ## Exercise 0.1 · How many steps back?
 #
-# Now use it on purpose. Queries and keys stand at *positions* in a text. How many steps must each query look back to
-# reach each key? With queries at 2 and 5, and keys at 0, 2 and 3:
+# Now use it on purpose. Queries and keys stand at *positions* in a text. How many steps must each query look back
+# to reach each key? With queries at 2 and 5, and keys at 0, 2 and 3:
 #
 # | | key at 0 | key at 2 | key at 3 |
 # |---|---|---|---|
@@ -155,13 +191,11 @@ print("the shape of the difference:", tuple(difference.shape))
 # A negative number says that the key lies *ahead*. (In lesson 02 this table tells a model what it must not see yet:
 # the future.)
 #
-# Before you solve it, **get to know the check**:
+# **First, be wrong on purpose.** Write `return query_positions - key_positions` in place of the function's last
+# line, run its cell, and run the check below the hints. It looks reasonable, and it is wrong. Read the card: what
+# was tried, what came out, and the likely cause.
 #
-# 1. Run the function's cell as it is, and the check below the hints. It says `○`: *not written yet*. That is never
-#    counted as wrong.
-# 2. Write `return query_positions - key_positions` in place of the function's last line, and run both cells again. It
-#    looks reasonable, and it is wrong. Read the card: what was tried, what came out, and the likely cause.
-# 3. Now solve it. If you are stuck, open one hint at a time.
+# Then solve it. If you are stuck, open one hint at a time.
 
 
 # %% nbgrader={"grade": false, "grade_id": "steps_back", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -182,13 +216,14 @@ def steps_back(query_positions, key_positions):
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Every query meets every key: that is a table. It needs a column and a row. Then a single minus does it, query first.
+# Every query meets every key: that is a table. It needs a column and a row. Then a single minus does it, query
+# first.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# The result has a row for each query, so the queries must stand upright: as a column, `(L, 1)`. The keys may stay as they are,
-# `(S,)`, or lie as a row, `(1, S)`. Broadcasting then makes `(L, S)`.
+# The result has a row for each query, so the queries must stand upright: as a column, `(L, 1)`. The keys may stay
+# as they are, `(S,)`, or lie as a row, `(1, S)`. Broadcasting then makes `(L, S)`.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
@@ -201,18 +236,12 @@ def steps_back(query_positions, key_positions):
 check(steps_back)
 
 # %% [markdown]
-# **A tick?** Then you have seen the three answers of a check:
+# **A tick?** Well done. The check ran your function on small inputs of many shapes and compared *what it does*:
+# values, shapes, dtypes, gradients. How you write it is up to you: with a loop, with `unsqueeze`, in one line or
+# in five.
 #
-# | sign | it says |
-# |---|---|
-# | `✓` | right: how many things were checked, and how long it took |
-# | `✗` | not right yet: what was seen, what was expected, the likely cause |
-# | `○` | not written yet |
-#
-# The check runs your function on small inputs of many shapes and compares *what it does*: values, shapes, dtypes,
-# gradients. How you write it is up to you: with a loop, with `unsqueeze`, in one line or in five.
-#
-# Here is **your** function on the example. Pale cells are the copies that broadcasting thinks up; nothing is really copied.
+# Here is **your** function on the example. Pale cells are the copies that broadcasting thinks up; nothing is
+# really copied.
 
 # %%
 queries, keys = torch.tensor([2, 5]), torch.tensor([0, 2, 3])
@@ -220,9 +249,9 @@ queries, keys = torch.tensor([2, 5]), torch.tensor([0, 2, 3])
 fig = plots.start_here.subtraction(queries, keys, steps_back(queries, keys), at=(1, 2))
 plots.show(
     fig,
-    alt="The queries 2 and 5 as a column, stretched to three columns by pale copies, minus the keys 0, 2, 3 as a "
-    "row, stretched to two rows by a pale copy, gives the table 2, 0, −1 and 5, 3, 2. In each, the cell in row 1, "
-    "column 2 is framed: 5 − 3 = 2.",
+    alt="The queries 2 and 5 as a column, stretched to three columns by pale copies, minus the keys "
+    "0, 2, 3 as a row, stretched to two rows by a pale copy, gives the table 2, 0, −1 and 5, 3, 2. "
+    "In each, the cell in row 1, column 2 is framed: 5 − 3 = 2.",
 )
 
 # %% [markdown]
@@ -231,17 +260,17 @@ plots.show(
 # %% [markdown]
 # ## Exercise 0.2 · All dot products at once
 #
-# The **dot product** of two vectors multiplies entry by entry and adds up. It is large when they point the same way, and 0 when
-# they have nothing in common. Attention uses it as its measure of *how well does this key answer my query?*, for
-# every query with every key.
+# The **dot product** of two vectors multiplies entry by entry and adds up. It is large when they point the same
+# way, and 0 when they have nothing in common. Attention uses it as its measure of *how well does this key answer
+# my query?*, for every query with every key.
 #
 # By hand, with two features:
 #
 # $$a = \begin{pmatrix} 1 & 2 \\ 0 & 1 \\ 3 & 1 \end{pmatrix} \quad (3, 2) \qquad
 #   b = \begin{pmatrix} 1 & 0 \\ 1 & 1 \\ 2 & 1 \\ 0 & 3 \end{pmatrix} \quad (4, 2)$$
 #
-# Row 0 of $a$ with row 2 of $b$: $1 \cdot 2 + 2 \cdot 1 = 4$. Row 2 of $a$ with row 3 of $b$: $3 \cdot 0 + 1 \cdot 3 = 3$.
-# That makes twelve numbers, in a table of three rows and four columns.
+# Row 0 of $a$ with row 2 of $b$: $1 \cdot 2 + 2 \cdot 1 = 4$. Row 2 of $a$ with row 3 of $b$: $3 \cdot 0 + 1
+# \cdot 3 = 3$. That makes twelve numbers, in a table of three rows and four columns.
 #
 # Two tools:
 #
@@ -273,8 +302,8 @@ def pairwise_dot(a, b):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# Write the shapes down: `(L, D)` and `(S, D)`. For a matrix product the two `D` must touch, `(L, D) @ (D, S)`. Which of the
-# two has to be turned?
+# Write the shapes down: `(L, D)` and `(S, D)`. For a matrix product the two `D` must touch, `(L, D) @ (D, S)`.
+# Which of the two has to be turned?
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
@@ -292,17 +321,17 @@ b = torch.tensor([[1, 0], [1, 1], [2, 1], [0, 3]])  # (4, 2)
 fig = plots.start_here.dot_products(a, b, pairwise_dot(a, b), at=(0, 2))
 plots.show(
     fig,
-    alt="The grid a with three rows, matrix product, the grid b.T with four columns, equals a table of three rows and "
-    "four columns: 1 3 4 6, 0 1 1 3, 3 4 7 3. Framed are row 0 of a (1, 2), column 2 of b.T (2, 1), and the entry "
-    "they make in row 0, column 2: 4.",
+    alt="The grid a with three rows, matrix product, the grid b.T with four columns, equals a table "
+    "of three rows and four columns: 1 3 4 6, 0 1 1 3, 3 4 7 3. Framed are row 0 of a (1, 2), "
+    "column 2 of b.T (2, 1), and the entry they make in row 0, column 2: 4.",
 )
 
 # %% [markdown]
-# **What to look for.** A framed row and a framed column make one framed number: $1 \cdot 2 + 2 \cdot 1 = 4$. Which row
-# of `a` and which row of `b` make the 7?
+# **What to look for.** A framed row and a framed column make one framed number: $1 \cdot 2 + 2 \cdot 1 = 4$.
+# Which row of `a` and which row of `b` make the 7?
 #
-# Look once more at the code of the opening picture: `wants_a @ is_a.T`. That was this function. *She* wants a person, *Ada* is a
-# person, and their dot product is 1; with every other word it is 0.
+# Look once more at the code of the opening picture: `wants_a @ is_a.T`. That was this function. *She* wants a
+# person, *Ada* is a person, and their dot product is 1; with every other word it is 0.
 
 # %% [markdown]
 # ## Exercise 0.3 · Cut into groups
@@ -325,8 +354,8 @@ plots.show(
 # * `x.view(...)` gives the **same numbers in the same reading order** another shape. It moves nothing.
 # * `x.transpose(0, 1)` lets two dimensions change places: what was `[i, j]` is now `[j, i]`.
 #
-# **Predict.** The result should have the shape `(2, 3, 2)`, and `x.view(2, 3, 2)` has that shape. What stands in its row
-# `[0, 1]`, the place where group 0 keeps the word *see*?
+# **Predict.** The result should have the shape `(2, 3, 2)`, and `x.view(2, 3, 2)` has that shape. What stands in
+# its row `[0, 1]`, the place where group 0 keeps the word *see*?
 
 # %%
 guess = ...  # your guess, two numbers: [?, ?]
@@ -360,14 +389,14 @@ def regroup(x, groups):
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Cut the rows, not the list of words: `groups` pieces of `E // groups` numbers each. And the result is one tensor with
-# the groups as a dimension of their own.
+# Cut the rows, not the list of words: `groups` pieces of `E // groups` numbers each. And the result is one tensor
+# with the groups as a dimension of their own.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# Two steps. First give each row a dimension for its groups: the words stay in front, and reading order is untouched.
-# Then let the words and the groups change places.
+# Two steps. First give each row a dimension for its groups: the words stay in front, and reading order is
+# untouched. Then let the words and the groups change places.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
@@ -385,22 +414,22 @@ check(regroup)
 # Each number keeps the colour of the word it came from. In the middle is your `regroup`, on the right `view` alone.
 
 # %%
-fig = plots.start_here.regrouped(
-    x, {"your regroup": regroup(x, 2), "only view": x.view(2, 3, 2)}, ["we", "see", "it"]
-)
+made = {"your regroup": regroup(x, 2), "only view": x.view(2, 3, 2)}
+fig = plots.start_here.regrouped(x, made, ["we", "see", "it"])
 plots.show(
     fig,
-    alt="Left, x with the rows we (0 to 3), see (4 to 7), it (8 to 11), one colour per row. Middle, your regroup: two "
-    "groups, and in both each row has the colour of its word. Right, view alone: the first group holds 0 to 5, so its row "
-    "'see' has the numbers 2 and 3 of 'we', and its row 'it' has 4 and 5 of 'see'.",
+    alt="Left, x with the rows we (0 to 3), see (4 to 7), it (8 to 11), one colour per row. Middle, "
+    "your regroup: two groups, and in both each row has the colour of its word. Right, view alone: "
+    "the first group holds 0 to 5, so its row 'see' has the numbers 2 and 3 of 'we', and its row "
+    "'it' has 4 and 5 of 'see'.",
 )
 
 # %% [markdown]
-# **What to look for.** In the middle, each word's row has one colour, in both groups. On the right, the row of *see* holds 2
-# and 3, in the colour of *we*.
+# **What to look for.** In the middle, each word's row has one colour, in both groups. On the right, the row of
+# *see* holds 2 and 3, in the colour of *we*.
 #
-# In lesson 03 you will train a model *with* this scramble, to 100 %. Training does not find such a bug, since the model
-# learns around it. Numbered tensors find it at a glance.
+# In lesson 03 you will train a model *with* this scramble, to 100 %. Training does not find such a bug, since the
+# model learns around it. Numbered tensors find it at a glance.
 
 # %% [markdown]
 # ## In PyTorch
@@ -408,27 +437,33 @@ plots.show(
 # What you wrote has names in torch, too. Your numbers beside torch's:
 
 # %%
+torch.manual_seed(0)
 p, q = torch.randn(3, 4), torch.randn(5, 4)
 
-print("a linear layer   ", torch.allclose(pairwise_dot(p, q), torch.nn.functional.linear(p, q), atol=1e-6))
-print("unflatten        ", regroup(p, 2).equal(p.unflatten(-1, (2, -1)).movedim(1, 0)))
-print("broadcast_shapes ", tuple(torch.broadcast_shapes((4, 1), (3,))))
-print("steps_back       ", tuple(steps_back(torch.arange(4), torch.arange(3)).shape))
+linear = torch.nn.functional.linear(p, q)  # (3, 5)
+unflattened = p.unflatten(-1, (2, -1)).movedim(1, 0)  # (2, 3, 2)
+print("pairwise_dot is a linear layer:", torch.allclose(pairwise_dot(p, q), linear, atol=1e-6))
+print("regroup is unflatten + movedim:", regroup(p, 2).equal(unflattened))
+print("steps_back has the shape that torch.broadcast_shapes tells:")
+print("   ", tuple(torch.broadcast_shapes((4, 1), (3,))))
+print("   ", tuple(steps_back(torch.arange(4), torch.arange(3)).shape))
 
 # %% [markdown]
-# So a linear layer (without its bias) *is* a table of dot products, of every input with every row of its weight matrix.
+# So a linear layer (without its bias) *is* a table of dot products, of every input with every row of its weight
+# matrix.
 
 # %% [markdown]
 # ## When you are stuck
 #
 # * **Hints** come in threes: a nudge, the idea, nearly the line. Opening one costs nothing.
-# * **Borrow.** Add a cell with `from mha_course.reference import regroup` and go on with ours. Its check then says `◇`
-#   *borrowed*, and you can come back later.
-# * **Something is odd?** Menu *Kernel → Restart Kernel and Run All Cells…* clears what was left over from earlier tries.
+# * **Borrow.** Add a cell with `from mha_course.reference import regroup` and go on with ours. Its check then
+#   says `◇` *borrowed*, and you can come back later.
+# * **Something is odd?** Menu *Kernel → Restart Kernel and Run All Cells…* clears what was left over from earlier
+#   tries.
 # * **How far am I?** In a terminal: `python3 -m mha_course progress`.
 # * **Start a lesson afresh:** `python3 -m mha_course reset 00`. What you wrote is kept in `work/backups/`.
-# * **Validate**, the button above the notebook, runs all of it from the top and says whether every check passes. Your
-#   instructor's grading does the same.
+# * **Validate**, the button above the notebook, runs all of it from the top and says whether every check passes.
+#   Your instructor's grading does the same.
 #
 # This notebook is **your own copy**, in the folder `work/`. Write in it what you like, add cells, break things: an
 # update of the course never overwrites it.
@@ -463,8 +498,8 @@ broadcast_shape = "b"
 check(broadcast_shape=broadcast_shape)
 
 # %% [markdown]
-# **2.** Five queries `q` of shape `(5, 4)`, seven keys `k` of shape `(7, 4)`. Which line makes the table of dot products with a
-# row for each query?
+# **2.** Five queries `q` of shape `(5, 4)`, seven keys `k` of shape `(7, 4)`. Which line makes the table of dot
+# products with a row for each query?
 #
 # * (a) `q * k`
 # * (b) `q @ k`
