@@ -518,7 +518,7 @@ def test_a_callable_argument_is_passed_by_name():
     assert told(lambda fn, x: fn(x), exercise)[0].status == "wrong"
     for name, function in KNOWN.items():
         x = torch.randn(2, 5, 3, dtype=torch.float64)
-        assert function(x).shape == x.shape, name
+        assert function(x).shape in (x.shape, ()), name
 
 
 def test_a_case_may_expect_a_refusal():

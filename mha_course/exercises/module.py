@@ -482,7 +482,7 @@ def over_copies(value, inputs):
         "spread of the outputs": output.std(0).mean().item(),
         "share of zeros in the output": (output == 0).double().mean().item(),
         "mean weights": weights.mean(0),
-        "spread of the weights": weights.std(0).mean().item(),
+        "share of zeros in the weights": (weights == 0).double().mean().item(),
     }
 
 
