@@ -185,8 +185,10 @@ def read_submission(folder: Path, release: Release) -> Submission:
 
 def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
     """Files in the folder and one level below, links never followed."""
-    if folder.is_symlink():
+    if folder.is_symlink() or folder.parent.is_symlink():
         raise SetAside("the folder is a symbolic link, which is not followed")
+    if not folder.is_dir():
+        raise SetAside("is no folder")
     seen = 0
     for level in (
         folder,

@@ -181,7 +181,8 @@ class _Run:
                         )
                         outputs, late = process.run(cell.run, at + 1, seconds)
                         if keep and at >= reached:
-                            self.outputs[at] = outputs
+                            says = f"Stopped: this cell was still running after {seconds:g} s."
+                            self.outputs[at] = [*outputs, _error("TooSlow", says)] if late else outputs
                         if late:
                             self.late += at >= reached
                             self.deadly.add(at)

@@ -215,9 +215,9 @@ def _memory_of(pid: int) -> int:
         if free < 200 << 20:
             return 1 << 62
     processes = _processes()
-    return sum(processes[p][1] for p in [pid, *_descendants(pid)] if p in processes) * os.sysconf(
-        "SC_PAGE_SIZE"
-    )
+    ours = processes.get(os.getpid(), (0, 0))[1]  # every fork begins with these pages, and shares them
+    tree = [processes[p][1] for p in (pid, *_descendants(pid)) if p in processes]
+    return sum(max(pages - ours, 0) for pages in tree) * os.sysconf("SC_PAGE_SIZE")
 
 
 # ----------------------------------------------------------------------- on the way to the learner

@@ -49,7 +49,7 @@ class Result:
     Args:
         status: "graded" or "set aside".
         reason: why it was set aside.
-        fingerprint: of what was handed in and what graded it; see `run.fingerprint`.
+        fingerprint: of what was handed in; see `run.fingerprint`.
         notebooks: by stem the fields of `score.Marks`; of a set-aside one nothing.
         seeds: of the inputs, by exercise.
         seconds: how long it took.

@@ -1,0 +1,233 @@
+"""What learners hand in, read defensively."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import grading_course as course
+import pytest
+
+from mha_course.grading.intake import MAX_FILE, SetAside, read_release, read_submission
+
+
+@pytest.fixture
+def root(tmp_path):
+    course.make_release(tmp_path)
+    return tmp_path
+
+
+def read(root, cells=None, student="ann", **how):
+    path = course.hand_in(root, student, cells, **how)
+    return read_submission(path.parent, read_release(root / "notebooks" / course.LESSON))
+
+
+def sources(submission) -> dict[str, str]:
+    """What is run of each released cell."""
+    return {
+        cell.cell["id"]: cell.run for cell in submission.notebooks[course.LESSON] if cell.cell and cell.run
+    }
+
+
+def order(submission) -> list[str]:
+    return [cell.cell["id"] for cell in submission.notebooks[course.LESSON] if cell.cell]
+
+
+def as_bytes(encoding: str, cells=None) -> bytes:
+    return json.dumps(course.notebook(cells or course.answered()), ensure_ascii=False).encode(encoding)
+
+
+def assert_all_answers_are_there(submission):
+    found = sources(submission)
+    assert {name: found.get(name) for name in course.RIGHT} == course.RIGHT
+
+
+def test_an_ordinary_submission_needs_no_repair(root):
+    submission = read(root)
+    assert submission.repairs == []
+    assert_all_answers_are_there(submission)
+
+
+def test_tests_points_and_ids_come_from_the_release(root):
+    cells = course.answered()
+    for cell in cells:
+        if cell["id"].startswith("check_"):
+            cell["source"] = "pass"
+            cell["metadata"]["nbgrader"].update(points=1000, locked=False)
+    submission = read(root, cells)
+    kept = {c.cell["id"]: c.cell for c in submission.notebooks[course.LESSON] if c.cell}
+    assert kept["check_mix"]["source"] == "check(mix)"
+    assert kept["check_mix"]["metadata"]["nbgrader"]["points"] == course.POINTS["mix"]
+    assert any("check_mix was changed" in line for line in submission.repairs)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_another_encoding_is_converted(root, encoding):
+    cells = course.answered()
+    cells.insert(1, course.text("Größe", "mine"))
+    assert_all_answers_are_there(read(root, data=as_bytes(encoding, cells)))
+
+
+def test_an_old_notebook_format_is_converted(root):
+    old = [{**cell, "input": cell["source"]} for cell in course.answered()]
+    for cell in old:
+        del cell["source"], cell["id"]
+    data = json.dumps({"worksheets": [{"cells": old}], "nbformat": 3, "nbformat_minor": 0}).encode()
+    submission = read(root, data=data)
+    assert any("old notebook format" in line for line in submission.repairs)
+    assert_all_answers_are_there(submission)
+
+
+@pytest.mark.parametrize("change", [{"nbformat": 5}, {"nbformat": "4"}, {"metadata": None}])
+def test_an_unusual_header_does_not_matter(root, change):
+    data = json.dumps({**course.notebook(course.answered()), **change}).encode()
+    assert_all_answers_are_there(read(root, data=data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda t: t + "\0\0",
+        lambda t: t + "}",
+        lambda t: t[:-1] + ",}",
+    ],
+)
+def test_small_damage_to_the_file_is_repaired(root, damage):
+    text = json.dumps({**course.notebook(course.answered())})
+    assert_all_answers_are_there(read(root, data=damage(text).encode()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0\0\0",
+        b"not json",
+        b"[]",
+        b"{}",
+        b'{"cells": 3}',
+        b"[" * 200_000,
+        b"<<<<<<< mine\n{}\n=======\n",
+        b"\x89PNG",
+    ],
+)
+def test_what_cannot_be_read_is_set_aside_with_the_reason(root, data):
+    with pytest.raises(SetAside) as caught:
+        read(root, data=data)
+    assert "ipynb" in str(caught.value)
+
+
+def test_half_a_file_is_set_aside(root):
+    data = as_bytes("utf-8")
+    with pytest.raises(SetAside, match="not readable as JSON"):
+        read(root, data=data[: len(data) // 2])
+
+
+def test_a_large_file_is_read_and_a_huge_one_set_aside(root):
+    cells = course.answered()
+    cells[1]["outputs"] = [{"output_type": "stream", "text": "x" * (50 << 20)}]
+    assert_all_answers_are_there(read(root, cells))
+    path = course.hand_in(root, "ann")
+    with path.open("r+b") as file:
+        file.truncate(MAX_FILE + 1)
+    with pytest.raises(SetAside, match="MB"):
+        read_submission(path.parent, read_release(root / "notebooks" / course.LESSON))
+
+
+def test_a_renamed_notebook_is_found(root):
+    submission = read(root, name="mein Heft (1) – fertig")
+    assert any("was taken for" in line for line in submission.repairs)
+    assert_all_answers_are_there(submission)
+
+
+def test_of_several_notebooks_the_one_with_the_right_name_is_taken(root):
+    course.hand_in(root, "ann", course.answered(mix="def mix(q, k, v):\n    return 0"), name="old")
+    assert_all_answers_are_there(read(root))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_symbolic_link_is_not_followed(root):
+    secret = root / "secret.ipynb"
+    secret.write_bytes(as_bytes("utf-8"))
+    folder = root / "grading" / "submitted" / "ann" / course.LESSON
+    folder.mkdir(parents=True)
+    (folder / f"{course.LESSON}.ipynb").symlink_to(secret)
+    with pytest.raises(SetAside, match="symbolic link"):
+        read_submission(folder, read_release(root / "notebooks" / course.LESSON))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_not_opened(root):
+    folder = course.hand_in(root, "ann").parent
+    os.mkfifo(folder / "pipe.ipynb")
+    assert_all_answers_are_there(read_submission(folder, read_release(root / "notebooks" / course.LESSON)))
+
+
+def test_of_a_copied_answer_cell_the_last_changed_one_counts(root):
+    cells = course.answered()
+    at = next(i for i, cell in enumerate(cells) if cell["id"] == "mix")
+    stub = next(cell for cell in course.released_cells() if cell["id"] == "mix")
+    first = {**cells[at], "source": "def mix(q, k, v):\n    return 1"}
+    submission = read(root, [*cells[:at], first, cells[at], stub, *cells[at + 1 :]])
+    assert_all_answers_are_there(submission)
+    assert any("3 times" in line for line in submission.repairs)
+
+
+def test_a_deleted_check_cell_is_put_back(root):
+    cells = [cell for cell in course.answered() if cell["id"] != "check_mix"]
+    submission = read(root, cells)
+    assert order(submission) == [cell["id"] for cell in course.released_cells()]
+    assert any("check_mix was missing" in line for line in submission.repairs)
+
+
+def test_a_deleted_answer_cell_is_put_back_and_an_answer_elsewhere_is_kept(root):
+    cells = [cell for cell in course.answered() if cell["id"] != "mix"]
+    cells.insert(2, course.code(course.RIGHT["mix"], "another-cell"))
+    submission = read(root, cells)
+    assert_all_answers_are_there(submission)
+
+
+def test_cells_that_lost_all_marks_and_ids_are_found(root):
+    cells = course.answered()
+    for cell in cells:
+        cell["metadata"] = {}
+        del cell["id"]
+    assert_all_answers_are_there(read(root, cells))
+
+
+def test_an_answer_cell_turned_into_markdown_is_turned_back(root):
+    cells = course.answered()
+    at = next(i for i, cell in enumerate(cells) if cell["id"] == "mix")
+    cells[at] = {"cell_type": "markdown", **{k: cells[at][k] for k in ("id", "metadata", "source")}}
+    assert_all_answers_are_there(read(root, cells))
+
+
+def test_cells_of_the_learners_own_stay_where_they_stood(root):
+    cells = course.answered()
+    at = next(i for i, cell in enumerate(cells) if cell["id"] == "mix")
+    cells.insert(at, course.code("helper = 1", "mine"))
+    found = order(read(root, cells))
+    assert found[found.index("mix") - 1].startswith("own-")
+
+
+def test_the_releases_imports_are_there_even_if_their_cell_was_emptied(root):
+    cells = course.answered()
+    cells[1]["source"] = ""
+    first = read(root, cells).notebooks[course.LESSON][0]
+    assert "import torch" in first.run and not first.cell
+
+
+def test_html_in_a_learners_prose_is_made_harmless(root):
+    cells = course.answered()
+    cells.insert(1, course.text("<script>alert(1)</script> [x](javascript:alert(1)) $a < b$", "mine"))
+    text = "".join(c.cell["source"] for c in read(root, cells).notebooks[course.LESSON] if c.cell)
+    assert "<script" not in text and "javascript:" not in text and "$a < b$" in text
+
+
+def test_a_student_who_handed_in_nothing_readable_is_never_given_a_silent_zero(root):
+    folder = root / "grading" / "submitted" / "ann" / course.LESSON
+    folder.mkdir(parents=True)
+    (folder / "essay.docx").write_bytes(b"x")
+    with pytest.raises(SetAside, match="no notebook"):
+        read_submission(folder, read_release(root / "notebooks" / course.LESSON))
