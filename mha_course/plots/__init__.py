@@ -153,8 +153,8 @@ def png(fig: Figure, pixels: float = PIXELS) -> bytes:
 
     FigureCanvasAgg(fig)
     drawn, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=CSS_DPI * pixels, metadata={"Software": None})
-    image = Image.open(drawn).convert("RGB")
+    fig.savefig(drawn, format="png", dpi=CSS_DPI * pixels)
+    image = Image.open(drawn).convert("RGB")  # written again: fewer bytes, and without matplotlib's version
     image = image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(small, format="PNG", optimize=True)
     return small.getvalue()
