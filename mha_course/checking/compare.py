@@ -98,7 +98,9 @@ def leaves(value: Any, names: tuple[str, ...]) -> list[tuple[str, Any]]:
                 flat.append((name, item))
         return flat
     if isinstance(value, dict):
-        return [(str(key), item) for key, item in value.items()]
+        return [
+            (str(key), value[key]) for key in sorted(value, key=str)
+        ]  # in whichever order they were put in
     return [(names[0].split(" (")[0] if len(names) == 1 else "result", value)]
 
 
@@ -263,10 +265,14 @@ def _structure(seen: Any, expected: Any, names: tuple[str, ...]) -> Difference |
                 return found
         return None
     if isinstance(expected, dict):
-        if not isinstance(seen, dict) or set(seen) != set(expected):
+        if not isinstance(seen, dict):
             return Difference(
                 "structure", f"returned {_kind(seen)}.", (f"Expected a dict with {', '.join(expected)}.",)
             )
+        if missing := [key for key in expected if key not in seen]:
+            return Difference("structure", f"the dict has no {' and no '.join(map(str, missing))}.")
+        if extra := [key for key in seen if key not in expected]:
+            return Difference("structure", f"the dict has something too many: {', '.join(map(str, extra))}.")
         return None
     if isinstance(seen, (tuple, list)):
         return Difference("structure", f"returned {_kind(seen)}.", (f"Expected one thing: {wanted}.",))

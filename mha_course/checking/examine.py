@@ -320,6 +320,8 @@ def _short(value: Any) -> str:
         return f"{tuple(value.shape)}{dtype}"
     if isinstance(value, (list, tuple)):
         return f"{len(value)} of {_short(value[0])}" if value and isinstance(value[0], Tensor) else str(value)
+    if isinstance(value, dict):
+        return f"a dict with {', '.join(map(str, value))}"
     return getattr(value, "name", None) or str(value)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mha_course import reference
-from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
+from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Question, Style
 
 FLOAT32 = torch.float32
 
