@@ -286,10 +286,13 @@ def folder() -> list[Finding]:
 
 
 def sandbox() -> list[Finding]:
-    """bubblewrap: only instructors who grade strangers' notebooks want it, and only Linux has it."""
-    if shutil.which("bwrap"):
-        return [Finding("good", "bubblewrap", "here (grading can lock submissions in)")]
-    return [Finding("note", "bubblewrap", "not here; only for grading other people's notebooks, on Linux")]
+    """The sandbox: only instructors who grade strangers' notebooks want it, and only Linux has it."""
+    from .grading.sandbox import available
+
+    works, how = available()
+    if works:
+        return [Finding("good", "sandbox", f"works: {how} (for grading other people's notebooks)")]
+    return [Finding("note", "sandbox", f"none; only for grading other people's notebooks: {how}")]
 
 
 def browser() -> list[Finding]:

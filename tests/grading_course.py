@@ -32,15 +32,15 @@ FULL = sum(POINTS.values())
 
 @contextlib.contextmanager
 def declared() -> Iterator[None]:
-    """Inside the block the sample lesson's exercises are known."""
-    folder = str(SAMPLE)
-    exercises.__path__.append(folder)
+    """Inside the block the sample lesson's exercises are the only ones."""
+    before = exercises.__path__
+    exercises.__path__ = [str(SAMPLE)]
     for cache in (exercises.lessons, exercises._by_name):
         cache.cache_clear()
     try:
         yield
     finally:
-        exercises.__path__.remove(folder)
+        exercises.__path__ = before
         for cache in (exercises.lessons, exercises._by_name):
             cache.cache_clear()
         sys.modules.pop("mha_course.exercises.doubling_and_mixing", None)

@@ -34,7 +34,9 @@ _course: Path | None = None
 
 
 @contextlib.contextmanager
-def _nursery(release: Release, files: dict[str, bytes], limits: Limits, require_sandbox: bool) -> Iterator[Nursery]:
+def _nursery(
+    release: Release, files: dict[str, bytes], limits: Limits, require_sandbox: bool
+) -> Iterator[Nursery]:
     """One of this worker's own parents of learners' processes; kept for the next task."""
     global _course
     key = (release.lesson, limits)
@@ -104,14 +106,14 @@ class ClusterPool:
         address: the scheduler's address, or (for tests) a `distributed` cluster or client.
     """
 
-    def __init__(self, address: Any, release: Release, options: Options):
+    def __init__(self, address: Any, release: Release, options: Options, seconds: float = 30):
         try:
             from distributed import Client
         except ImportError:
             raise GradingError("--scheduler needs Dask: pip install 'mha-course[cluster]'") from None
         self.release, self.options = release, options
         try:
-            self.client = Client(address, timeout=30, set_as_default=False)
+            self.client = Client(address, timeout=seconds)
         except (OSError, TimeoutError) as error:
             raise GradingError(f"no Dask scheduler answers at {address}: {error}") from None
         folder = options.root / "notebooks" / release.lesson
@@ -155,4 +157,3 @@ class ClusterPool:
 
     def close(self) -> None:
         self.client.close()
-

@@ -499,9 +499,24 @@ def _imports(released: ReleasedNotebook) -> Iterator[tuple[dict, str]]:
             body = ast.parse(cell["source"]).body
         except SyntaxError:
             continue
-        lines += [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        for node in body:
+            if isinstance(
+                node, ast.Import | ast.ImportFrom
+            ):  # one name at a time: if one is missing, the others come
+                lines += [ast.unparse(_with_one_name(node, alias)) for alias in node.names]
     if lines:
-        yield {}, "\n".join(dict.fromkeys(lines))
+        yield (
+            {},
+            "\n".join(f"try:\n    {line}\nexcept ImportError:\n    pass" for line in dict.fromkeys(lines)),
+        )
+
+
+def _with_one_name(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
+    return (
+        ast.Import([alias])
+        if isinstance(node, ast.Import)
+        else ast.ImportFrom(node.module, [alias], node.level)
+    )
 
 
 def _released(released: ReleasedNotebook, cell: dict, their: dict | None, repairs: list[str]) -> RebuiltCell:

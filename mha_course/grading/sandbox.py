@@ -33,6 +33,7 @@ INSIDE = "/course"  # where the trimmed package is, inside
 # All of mha_course that a learner's process gets to see. Never reference/, exercises/, or the engine's comparing.
 STAGED = (
     "__init__.py",
+    "progress_bar.py",
     "checking/calls.py",
     "checking/callables.py",
     "checking/exercise.py",
@@ -143,7 +144,8 @@ def staged_course() -> Iterator[Path]:
                 shutil.copyfile(PACKAGE / part, target / part)
         for package in ("checking", "grading"):
             (target / package / "__init__.py").write_text("")
-        shutil.copyfile(PACKAGE / "grading" / "stand_in.py", target / "tutor.py")
+        for name in ("tutor.py", "doctor.py"):
+            shutil.copyfile(PACKAGE / "grading" / "stand_in.py", target / name)
         for path in (Path(folder), *Path(folder).rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         yield target.parent

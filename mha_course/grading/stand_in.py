@@ -1,4 +1,4 @@
-"""What ``from mha_course import check`` gives a learner's process while it is marked: nothing happens.
+"""What ``from mha_course import check, doctor`` gives a learner's process while it is marked: nothing happens.
 
 The marks are made on the other side. Practice cells that call ``check()`` run on.
 """
@@ -16,3 +16,8 @@ class NotYetWritten(CheckFailed):
 
 def check(*answers: object, **named: object) -> None:
     """Marks are made elsewhere."""
+
+
+def report(*_anything: object, **_more: object) -> list[str]:
+    """The doctor has no complaints: this machine is the instructor's."""
+    return []

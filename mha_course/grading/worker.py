@@ -60,6 +60,22 @@ def main() -> None:
         pass
 
 
+def _draw_once() -> None:
+    """Fonts, formulas and colours are looked up at the first drawing: let that be here."""
+    import io
+
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, constrained_layout=True)
+    axes[0].plot([1, 10], [1, 2], "o-", label=r"$\sqrt{D}$, $x_i^2$")
+    axes[0].set(title="title", xlabel="x", ylabel="y", xscale="log")
+    axes[0].legend()
+    figure.colorbar(axes[1].imshow([[0.0, 1.0], [2.0, 3.0]], cmap="cividis"))
+    axes[1].text(0, 0, "text", weight="bold", family="monospace", style="italic")
+    figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+    plt.close("all")
+
+
 def _attend_to(control: socket.socket, settings: dict) -> socket.socket | None:
     """Do what is asked over one socket until it closes. In a branch: gives the branch's own socket."""
     running: int | None = None
@@ -133,8 +149,7 @@ def _preload() -> None:
     calls.LocalAnswer(lambda x: x * 2).observe(
         calls.Call({"x": torch.ones(2)}, gradients=("x",), forbidden=("ready-made attention",))
     )
-    matplotlib.pyplot.figure()
-    matplotlib.pyplot.close("all")
+    _draw_once()
     gc.collect()
     gc.freeze()
 
