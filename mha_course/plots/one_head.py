@@ -40,7 +40,7 @@ def sharpness(
     above.set(ylim=(0, 1.05), ylabel="largest weight")
     above.set_title("Without √D, one key takes all …", loc="left")
     below.set(ylim=(0, None), ylabel="gradient of the softmax", xlabel="D, features of queries and keys")
-    below.set_title("… and nothing can be learned any more", loc="left")
+    below.set_title("… and hardly anything can be learned any more", loc="left")
     below.set_xscale("log", base=2)
     below.set_xticks(sizes, [str(size) for size in sizes])
     below.set_xlim(sizes[0] * 0.8, sizes[-1] * 2.6)

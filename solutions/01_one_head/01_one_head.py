@@ -66,7 +66,7 @@ prediction = ...  # your guess: the share of the first value, between 0 and 1
 # %%
 likeness = torch.tensor([2.0, 1.0, -1.0])
 share = likeness.exp() / likeness.exp().sum()
-print("your guess:", prediction)
+print("your guess:", "none" if prediction is ... else prediction)
 print("the shares:", [round(s, 2) for s in share.tolist()])
 
 # %% [markdown]
@@ -81,11 +81,15 @@ print("the shares:", [round(s, 2) for s in share.tolist()])
 # How alike are a query and a key? Multiply them feature by feature and add up: the **dot product**. It is large when
 # both are large in the same places, 0 when they have nothing in common, negative when they disagree.
 #
-# By hand, with two features each:
+# By hand, a query $q = (1, 2)$ and three keys, with two features each:
 #
-# $$q = (1, 2), \quad k_1 = (3, 0), \quad k_2 = (1, 1) \qquad q \cdot k_1 = 3 + 0 = 3, \quad q \cdot k_2 = 1 + 2 = 3.$$
+# | key | dot product with $q$ |
+# |---|---|
+# | $k_1 = (3, 0)$ | $1 \cdot 3 + 2 \cdot 0 = 3$ |
+# | $k_2 = (1, 1)$ | $1 \cdot 1 + 2 \cdot 1 = 3$ |
+# | $k_3 = (-2, 1)$ | $1 \cdot (-2) + 2 \cdot 1 = 0$ |
 #
-# Both keys get 3, for different reasons.
+# The first two keys get 3, for different reasons. The third has nothing in common with the query.
 #
 # One more thing. A dot product of $D$ features is a sum of $D$ terms, and sums of many random terms get large: like
 # $\sqrt D$. So we divide by $\sqrt D$. Why that matters is exercise 1.4; for now, do it:
@@ -94,7 +98,7 @@ print("the shares:", [round(s, 2) for s in share.tolist()])
 # \qquad q: (N, L, D), \quad k: (N, S, D), \quad \text{scores}: (N, L, S).$$
 #
 # $N$ is the batch, $L$ the number of queries, $S$ the number of keys, $D$ the features. In the example above,
-# $D = 2$, so both scores are $3 / \sqrt 2 \approx 2.12$.
+# $D = 2$, so the three scores are $3 / \sqrt 2 \approx 2.12$ twice, and 0.
 
 
 # %% nbgrader={"grade": false, "grade_id": "attention_scores", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -142,8 +146,15 @@ check(attention_scores)
 # By hand, with numbers that fit in the head: for $x = (\ln 1, \ln 2, \ln 5)$ the exponentials are 1, 2 and 5, their
 # sum is 8, and the shares are $\tfrac18, \tfrac28, \tfrac58$.
 #
-# There is one trap. $e^{100}$ is a number with 44 digits; $e^{1000}$ is more than any float can hold, so the computer
-# says ∞, and ∞ / ∞ is NaN: *not a number*. One NaN, and everything it touches is NaN.
+# There is one trap. $e^{100}$ is a number with 44 digits; $e^{1000}$ is more than any float can hold:
+
+# %%
+large = torch.tensor([1000.0, 1001.0])
+print("exponentials:", large.exp())
+print("shares:      ", large.exp() / large.exp().sum())
+
+# %% [markdown]
+# The computer says ∞, and ∞ / ∞ is NaN: *not a number*. One NaN, and everything it touches is NaN.
 #
 # The way out costs nothing: subtract the same number from every $x_i$, and the shares do not change, because
 # $e^{x_i - c} = e^{x_i} e^{-c}$ and the $e^{-c}$ cancels above and below the fraction bar. So choose a $c$ for which
@@ -192,8 +203,8 @@ check(stable_softmax)
 #
 # $$w = \operatorname{softmax}_s(\text{scores}) \;(N, L, S) \qquad \text{output} = w\,v \;(N, L, D_v) \qquad v: (N, S, D_v).$$
 #
-# By hand: a query with weights $(\tfrac14, \tfrac34)$ and values $(8, 0)$ and $(4, 4)$ gets
-# $\tfrac14 (8, 0) + \tfrac34 (4, 4) = (5, 3)$. It lies between the two, nearer the second.
+# By hand: scores 0 and $\ln 3$ have the exponentials 1 and 3, so the weights are $(\tfrac14, \tfrac34)$. With the
+# values $(8, 0)$ and $(4, 4)$ the output is $\tfrac14 (8, 0) + \tfrac34 (4, 4) = (5, 3)$. It lies between the two, nearer the second.
 #
 # Values may have another number of features than keys; nothing in the formula minds.
 
@@ -232,7 +243,7 @@ def attend(q, k, v):
 check(attend)
 
 # %% [markdown]
-# ## See
+# #### A look at your own head
 #
 # Here is the sentence from the beginning, with keys and queries **made by hand** so that we know what should come out.
 # Each word's key has two features: is it an animal, is it a thing? The word *it* asks for animals strongly and for
@@ -277,9 +288,9 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "weight_sharpness", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def weight_sharpness(D, scaled, keys=16, queries=500):
-    """The largest weight of a random query, averaged over `queries` of them; each meets `keys` random keys of its own.
+    """The largest weight that a random query gives to one of `keys` random keys, averaged over `queries` queries.
 
-    scaled: with the division by √D, or without. Returns a Python float.
+    All of them have D features, normal numbers. scaled: with the division by √D, or without. Returns a Python float.
     """
     ### BEGIN SOLUTION
     q, k = torch.randn(queries, 1, D), torch.randn(queries, keys, D)
@@ -313,47 +324,19 @@ def weight_sharpness(D, scaled, keys=16, queries=500):
 check(weight_sharpness)
 
 # %% [markdown]
-# Before you run the next cell: with 16 keys, at which $D$ will the *raw* curve pass 0.9? And where will the *scaled*
-# curve be at $D = 1024$?
+# **Predict.** With 16 keys, where will the largest weight be at $D = 1024$: without the scale, and with it? Two
+# numbers between 0.06 and 1.
 
 # %%
-your_D = ...  # your guess
+guess = ...  # your guess, two numbers: (raw, scaled)
+
+# %%
 sizes = [4, 16, 64, 256, 1024]
 raw = [weight_sharpness(D, scaled=False) for D in sizes]
 even = [weight_sharpness(D, scaled=True) for D in sizes]
 for D, a, b in zip(sizes, raw, even):
     print(f"D = {D:4}   raw {a:.2f}   scaled {b:.2f}")
-
-# %% [markdown]
-# And what does sharpness cost? Learning needs gradients. This measures how much the weights still move when the scores
-# move: the size of the gradient of one weight, averaged over random queries.
-
-
-# %%
-def softmax_gradient(D, scaled, keys=16, queries=500):
-    """Mean size of the gradient of the first key's weight with respect to the scores."""
-    q, k = torch.randn(queries, 1, D), torch.randn(queries, keys, D)
-    scores = attention_scores(q, k) * (1 if scaled else math.sqrt(D))
-    scores = scores.detach().requires_grad_()
-    stable_softmax(scores, dim=-1)[..., 0].sum().backward()
-    return scores.grad.norm(dim=-1).mean().item()
-
-
-raw_gradient = [softmax_gradient(D, scaled=False) for D in sizes]
-even_gradient = [softmax_gradient(D, scaled=True) for D in sizes]
-
-# %%
-plots.show(
-    plots.one_head.sharpness(sizes, raw, even, raw_gradient, even_gradient, keys=16),
-    alt="Two panels over D from 4 to 1024. Above, the largest weight: without the scale it climbs from about 0.4 to "
-    "nearly 1, with the scale it stays near 0.25. Below, the gradient of the softmax: without the scale it falls "
-    "towards 0, with the scale it stays level.",
-)
-
-# %% [markdown]
-# **What to look for.** Without the division, a head with many features is decided before it has learned anything: all
-# weight on one key (above), and hardly any gradient left to change its mind (below). With it, nothing depends on $D$.
-# That is all $\sqrt D$ is for, and it is why the paper has it (Vaswani et al. 2017, section 3.2.1, footnote 4).
+print("your guess:", "none" if guess is ... else guess)
 
 # %% [markdown]
 # ### 1.5 A head that learns
@@ -422,8 +405,8 @@ check(SingleHead)
 # **does not know order**. Measure the gap: the largest absolute difference between the two.
 #
 # By hand, with three tokens of one feature, $x = (5, 7, 9)$, and `perm = (2, 0, 1)`: the shuffled tokens are
-# $(9, 5, 7)$. For $fn(x) = 2x$ both ways give $(18, 10, 14)$: gap 0. For "multiply by the place, 0, 1, 2": shuffle first
-# gives $(0, 5, 14)$; apply first gives $(0, 7, 18)$, shuffled $(18, 0, 7)$: the gap is 18.
+# $(9, 5, 7)$. For $fn(x) = 2x$ both ways give $(18, 10, 14)$: gap 0. For "multiply by the place, 1, 2, 3": shuffle first
+# gives $(9, 10, 21)$; apply first gives $(5, 14, 27)$, shuffled $(27, 5, 14)$: the gap is 18.
 
 
 # %% nbgrader={"grade": false, "grade_id": "permutation_gap", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -469,10 +452,44 @@ print("your head, with places:", permutation_gap(lambda x: head(x + place)[0], t
 # once each token says where it stands. That last line is the idea of lesson 06.
 
 # %% [markdown]
+# ## See
+#
+# Back to $\sqrt D$: what does sharpness cost? Learning needs gradients. This measures how much the weights still move when the scores
+# move: the size of the gradient of one weight, averaged over random queries.
+
+
+# %%
+def softmax_gradient(D, scaled, keys=16, queries=500):
+    """Mean size of the gradient of the first key's weight with respect to the scores."""
+    q, k = torch.randn(queries, 1, D), torch.randn(queries, keys, D)
+    scores = attention_scores(q, k) * (1 if scaled else math.sqrt(D))
+    scores = scores.detach().requires_grad_()
+    stable_softmax(scores, dim=-1)[..., 0].sum().backward()
+    return scores.grad.norm(dim=-1).mean().item()
+
+
+raw_gradient = [softmax_gradient(D, scaled=False) for D in sizes]
+even_gradient = [softmax_gradient(D, scaled=True) for D in sizes]
+
+# %%
+plots.show(
+    plots.one_head.sharpness(sizes, raw, even, raw_gradient, even_gradient, keys=16),
+    alt="Two panels over D from 4 to 1024. Above, the largest weight: without the scale it climbs from about 0.4 to "
+    "nearly 1, with the scale it stays near 0.25. Below, the gradient of the softmax: without the scale it falls "
+    "towards 0, with the scale it stays level.",
+)
+
+# %% [markdown]
+# **What to look for.** Without the division, a head with many features is decided before it has learned anything: all
+# weight on one key (above), and hardly any gradient left to change its mind (below). With it, nothing depends on $D$.
+# That is all $\sqrt D$ is for, and it is why the paper has it (Vaswani et al. 2017, section 3.2.1, footnote 4).
+
+# %% [markdown]
 # ## Break it
 #
-# What happens if a piece is missing? Two heads look at the same tokens, with $D = 256$: one with your scores, one that
-# forgets $\sqrt D$. Both are asked to learn the simplest thing there is: *look at token 0*. Watch the loss.
+# What happens if a piece is missing? Two heads start from the same random queries and keys, with $D = 256$: one with
+# your scores, one that forgets $\sqrt D$. Both are asked to learn the simplest thing there is: *look at token 0*.
+# Watch the loss, the share of attention that goes elsewhere.
 
 
 # %%
@@ -495,15 +512,18 @@ def learns_to_look_at_token_0(scale, steps=60):
 with_scale = learns_to_look_at_token_0(scale=1)
 without = learns_to_look_at_token_0(scale=math.sqrt(256))
 plots.show(
-    plots.one_head.losses({"with √D": with_scale, "without": without}),
+    plots.one_head.losses({"without √D": without, "with √D": with_scale}),
     alt="Loss over 60 steps of training. With the scale the loss falls steadily towards 0. Without it, the loss stays "
     "near the top after a small first drop: most queries are stuck on the key they happened to like at the start.",
 )
 print(f"mean loss after {len(without)} steps: with √D {with_scale[-1]:.2f}, without {without[-1]:.2f}")
 
 # %% [markdown]
-# Same tokens, same learning rate, same number of steps. The head without the scale is not wrong, it is **deaf**: its
-# weights are all 0 or 1, and where a softmax is saturated its gradient is nearly nothing.
+# Same start, same learning rate, same number of steps. The head without the scale computes nothing wrong, it is
+# **deaf**: nearly all its weights are 0 or 1, and where a softmax is saturated its gradient is nearly nothing.
+#
+# Is it the learning rate? Try it: give `SGD` above an `lr` of 0.1, or of 10. Each time the head with the scale is far
+# ahead; the other one stays above 0.6.
 
 # %% [markdown]
 # ## In PyTorch
@@ -534,12 +554,16 @@ print("and your softmax:  ", (stable_softmax(q, -1) - torch.softmax(q, -1)).abs(
 # - Attention does not know order: shuffle the tokens, and the outputs are shuffled along.
 
 # %% [markdown]
-# ### Four quick questions
+# ## Four quick questions
 #
-# **Why are the scores divided by √D?**
+# Answer with a letter in quotes, such as `"a"`. A wrong letter is explained, and you may try again.
 #
-# (a) so that they are not negative · (b) so that the weights sum to 1 · (c) so that their size does not grow with D
-# and the softmax can still learn · (d) so that the product is faster
+# **1.** Why are the scores divided by √D?
+#
+# * (a) so that they are not negative
+# * (b) so that the weights sum to 1
+# * (c) so that their size does not grow with D and the softmax can still learn
+# * (d) so that the product is faster
 
 # %% nbgrader={"grade": false, "grade_id": "why_scale", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Your answer: why_scale = "a", "b", "c" or "d"
@@ -551,9 +575,12 @@ why_scale = "c"
 check(why_scale=why_scale)
 
 # %% [markdown]
-# **Scores are (N, L, S). Along which dimension does the softmax run?**
+# **2.** Scores are (N, L, S). Along which dimension does the softmax run?
 #
-# (a) the last: over the keys · (b) the middle: over the queries · (c) the first: over the batch · (d) over all of them
+# * (a) the last: over the keys
+# * (b) the middle: over the queries
+# * (c) the first: over the batch
+# * (d) over all of them
 
 # %% nbgrader={"grade": false, "grade_id": "which_dim", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Your answer: which_dim = "a", "b", "c" or "d"
@@ -565,9 +592,12 @@ which_dim = "a"
 check(which_dim=which_dim)
 
 # %% [markdown]
-# **The output of a head is a mixture of…**
+# **3.** The output of a head is a mixture of…
 #
-# (a) queries · (b) values · (c) keys · (d) scores
+# * (a) queries
+# * (b) values
+# * (c) keys
+# * (d) scores
 
 # %% nbgrader={"grade": false, "grade_id": "what_is_mixed", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Your answer: what_is_mixed = "a", "b", "c" or "d"
@@ -579,10 +609,12 @@ what_is_mixed = "b"
 check(what_is_mixed=what_is_mixed)
 
 # %% [markdown]
-# **You shuffle the tokens of a sentence and run a self-attention head. What happens to its outputs?**
+# **4.** You shuffle the tokens of a sentence and run a self-attention head. What happens to its outputs?
 #
-# (a) every token gets a different output · (b) they are lost · (c) they stay in the old order · (d) they are the same,
-# shuffled along
+# * (a) every token gets a different output
+# * (b) they are lost
+# * (c) they stay in the old order
+# * (d) they are the same, shuffled along
 
 # %% nbgrader={"grade": false, "grade_id": "blind_to_order", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Your answer: blind_to_order = "a", "b", "c" or "d"
