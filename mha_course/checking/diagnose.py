@@ -94,7 +94,7 @@ def diagnose(
     order = [failing, *(i for i in range(len(trials)) if i != failing)]
     names = exercise.returns
 
-    def explains(wrong: Callable[..., Any], trials: list[Trial], seen: list[Observation], order) -> bool:
+    def behaves_alike(wrong: Callable[..., Any], trials: list[Trial], seen: list[Observation], order) -> bool:
         local = LocalAnswer(wrong)
         for i in order:
             theirs = looked_at(trials[i], local.observe(_asked(trials[i].call)))
@@ -105,18 +105,32 @@ def diagnose(
                 return False
         return True
 
+    # What is done with inputs that should be refused may wait: a mistake that explains all the others is named first.
+    ordinary = [i for i in order if not trials[i].case.raises]
+    refusals = [i for i in order if trials[i].case.raises]
     left: list[tuple[Cause, Callable[..., Any]]] = []
+    but_for_refusals: list[tuple[Cause, Callable[..., Any]]] = []
     for cause, wrong in candidates(exercise):
         if len(cause.misconceptions) > 1 and left:
             break  # one mistake that explains all is likelier than two
-        if explains(wrong, trials, seen, order):
+        if failing in refusals and not behaves_alike(wrong, trials, seen, refusals):
+            continue
+        if not behaves_alike(wrong, trials, seen, ordinary):
+            continue
+        if failing in refusals or behaves_alike(wrong, trials, seen, refusals):
             left.append((cause, wrong))
+        else:
+            but_for_refusals.append((cause, wrong))
+    if not left and but_for_refusals:
+        fewest = len(but_for_refusals[0][0].misconceptions)
+        left = [pair for pair in but_for_refusals if len(pair[0].misconceptions) == fewest]
     for round_ in (1, 2):
         if len({cause.id for cause, _ in left}) < 2:
             break
         further = more(round_)
         observed = [answer.observe(trial.call) for trial in further]
-        left = [pair for pair in left if explains(pair[1], further, observed, range(len(further)))] or left
+        compared = [i for i, trial in enumerate(further) if not trial.case.raises]
+        left = [pair for pair in left if behaves_alike(pair[1], further, observed, compared)] or left
     return left[0][0] if left else None
 
 
