@@ -145,6 +145,16 @@ def loop_keeps_the_last(q, k, v, H):
     return output, weights
 
 
+def loop_over_token_slices(q, k, v, H):
+    D, outputs, weights = q.shape[-1] // H, [], []
+    for h in range(H):
+        part = slice(h * D, (h + 1) * D)
+        o, w = reference.attend(q[:, part], k[:, part], v[:, part])
+        outputs.append(o)
+        weights.append(w)
+    return torch.cat(outputs, -1), torch.stack(weights, 1)
+
+
 def loop_cut_off(q, k, v, H):
     output, weights = loop_with()(q, k, v, H)
     return output.detach(), weights.detach()
@@ -227,6 +237,8 @@ def draw_heads(draw, dtype=torch.float64, N=2, L=5, S=7, H=3, D=4, E=None):
 
 def rows_of_each_head(inputs, value):
     weights = value[1].double()
+    if bool(weights.isnan().any()):
+        return None
     sums = {d: weights.sum(d) for d in range(weights.dim())}
     # a row that may see nothing sums to 0
     if bool(((sums[weights.dim() - 1] - 1).abs().minimum(sums[weights.dim() - 1].abs()) < 1e-4).all()):
@@ -342,10 +354,21 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "tokens-cut",
-            "Your output has too few tokens per head: the list of tokens was cut into H parts. Every head sees all the "
-            "tokens, and of each only some features.",
-            wrong=lambda q, k, v, H: (refuse(q.shape[-1], H), loop_of_token_parts(q, k, v, H))[1],
+            "The cut goes through the *tokens*: dimension 1 was cut, the features are the last one. Every head sees all "
+            "the tokens, and of each only some features.",
+            part={"share": lambda x, h, H: x[:, h * (x.shape[-1] // H) : (h + 1) * (x.shape[-1] // H)]},
             hint=1,
+            also=(
+                loop_over_token_slices,
+                lambda q, k, v, H: (refuse(q.shape[-1], H), loop_of_token_parts(q, k, v, H))[1],
+            ),
+        ),
+        Misconception(
+            "one-wide-head",
+            "There is only one head, with all E features: q, k and v were never cut.",
+            wrong=lambda q, k, v, H: (refuse(q.shape[-1], H), reference.attend(q, k, v))[1],
+            hint=1,
+            also=(lambda q, k, v, H: (lambda o, w: (o, w.unsqueeze(1)))(*reference.attend(q, k, v)),),
         ),
         Misconception(
             "heads-summed",
@@ -542,7 +565,7 @@ def cut_with_float_size(x, H):
 def is_split(inputs, value):
     x, H = inputs["x"], inputs["H"]
     N, L, E = x.shape
-    if value.shape != (N, H, L, E // H):
+    if value.shape != (N, H, L, E // H) or value.dtype != x.dtype:
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Splitting only moves numbers; in yours some are new, changed or missing."
@@ -570,7 +593,7 @@ SPLIT_HEADS = Exercise(
         Case("N, H, L and D all differ", tokens(2, 5, 3, 4)),
         Case("as many tokens as heads", tokens(2, 4, 4, 3)),
         Case("as many features as heads", tokens(2, 5, 3, 3)),
-        Case("tokens that were transposed before", lambda draw: {"x": draw.normal(3, 8, 5).mT, "H": 4}),
+        Case("four heads, three samples", tokens(3, 5, 4, 2)),
         Case("one head, float32", tokens(2, 3, 1, 5, FLOAT32)),
         Case("numbered 0 to 23", lambda draw: {"x": torch.arange(24).view(1, 4, 6), "H": 2}),
         Case("H does not divide E", lambda draw: {"x": draw.normal(2, 6, 10), "H": 3}, raises=(ValueError,)),
@@ -740,13 +763,13 @@ def merge_into_table(x):
 def is_merged(inputs, value):
     x = inputs["x"]
     N, H, L, D = x.shape
-    if value.shape != (N, L, H * D):
+    if value.shape != (N, L, H * D) or value.dtype != x.dtype:
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Merging only moves numbers; in yours some are new, changed or missing."
     for n in range(N):
         for token in range(L):
-            if not bool(torch.isin(value[n, token], x[n, :, token]).all()):
+            if not bool(torch.isin(value[n, token], x[n, :, token].flatten()).all()):
                 return (
                     f"Row [{n}, {token}] should hold numbers of token {token} only; yours has others in it."
                 )
@@ -767,7 +790,7 @@ MERGE_HEADS = Exercise(
         Case("N, H, L and D all differ", heads(2, 3, 5, 4)),
         Case("as many tokens as heads", heads(2, 4, 4, 3)),
         Case("as many features as heads", heads(2, 3, 5, 3)),
-        Case("straight from a split", lambda draw: {"x": cut_and_turn(draw.normal(3, 5, 8), 4)}),
+        Case("four heads, three samples", heads(3, 4, 5, 2)),
         Case("one token, float32", heads(3, 2, 1, 4, FLOAT32)),
         Case("numbered 0 to 23", lambda draw: {"x": torch.arange(24).view(1, 2, 4, 3)}),
     ),
@@ -796,10 +819,16 @@ MERGE_HEADS = Exercise(
         ),
         Misconception(
             "wrong-pair-exchanged",
-            "The shape is right, the numbers are scrambled: the last two dimensions changed places. It is tokens and "
-            "heads (1 and 2) that have to.",
+            "The shape is right, the numbers are scrambled: other dimensions changed places than tokens and heads. In "
+            "(N, H, L, D) those are 1 and 2.",
             wrong=lambda x: x.transpose(2, 3).reshape(len(x), x.shape[2], -1),
             hint=2,
+            also=(
+                lambda x: x.permute(0, 3, 2, 1).reshape(len(x), x.shape[2], -1),
+                lambda x: x.permute(0, 3, 1, 2).reshape(len(x), x.shape[2], -1),
+                lambda x: x.permute(2, 0, 1, 3).reshape(len(x), x.shape[2], -1),
+                lambda x: x.transpose(0, 2).reshape(len(x), x.shape[2], -1),
+            ),
         ),
         Misconception(
             "not-flattened",
@@ -951,6 +980,17 @@ def filled(number, which=lambda may_attend: ~may_attend):
     def weights(scores, may_attend):
         if may_attend is not None:
             scores = scores.masked_fill(which(may_attend), number)
+        return torch.softmax(scores, -1)
+
+    return weights
+
+
+def added(number):
+    """The mask as a number that is added to the scores of hidden keys."""
+
+    def weights(scores, may_attend):
+        if may_attend is not None:
+            scores = scores + (~may_attend).to(scores.dtype) * number
         return torch.softmax(scores, -1)
 
     return weights
@@ -1170,6 +1210,14 @@ ATTEND_IN_PARALLEL = Exercise(
             hint=2,
         ),
         Misconception(
+            "scrambled-both-ways",
+            "The shapes are right, the numbers are not: on the way in and on the way out, `view` or `reshape` was used "
+            "without a transpose. The two undo each other, so a round trip looks fine; between them, heads see pieces "
+            "of tokens. Use your `split_heads` and `merge_heads`.",
+            wrong=parallel_with(split=scrambled_split, merge=lambda x: x.reshape(len(x), x.shape[2], -1)),
+            hint=2,
+        ),
+        Misconception(
             "heads-take-turns-in-the-merge",
             "The weights are right; in the output the heads' features take turns. Whole heads go side by side: use "
             "your `merge_heads`.",
@@ -1277,6 +1325,22 @@ ATTEND_IN_PARALLEL = Exercise(
                     )
                 ),
             ),
+            hint=3,
+        ),
+        Misconception(
+            "dead-row-unmasked",
+            "A query that may see nothing looks at everything, as if there were no mask: a large negative number was "
+            "*added* to all its scores alike, and a softmax does not notice that. Lesson 02's `masked_softmax` gives "
+            "zeros there.",
+            part={"weights": added(-1e9)},
+            also=(parallel_with(weights=added(-1e4)), parallel_with(weights=added(-1e6))),
+            hint=3,
+        ),
+        Misconception(
+            "zero-times-infinity",
+            "With a mask everything is NaN: −∞ was *multiplied* with the mask, and 0 · ∞ is NaN. Put −∞ only where a key "
+            "is hidden.",
+            part={"weights": added(-torch.inf)},
             hint=3,
         ),
         Misconception(
@@ -1542,6 +1606,7 @@ PROJECTION_PARAMETERS = Exercise(
             "The count is H times too large: four projections of E × E belong to all the heads *together*.",
             wrong=lambda E, H, bias: H * (4 * E * E + (4 * E if bias else 0)),
             hint=2,
+            also=(lambda E, H, bias: H * 4 * E * E,),
         ),
         Misconception(
             "shrinks-with-heads",
@@ -1552,6 +1617,10 @@ PROJECTION_PARAMETERS = Exercise(
             also=(
                 count_with(lambda E, H, D: 3 * D * E, lambda E, H, D: 3 * D),
                 count_with(lambda E, H, D: 3 * H * D * D, out=lambda E, H, D: H * D * D),
+                count_with(
+                    lambda E, H, D: 3 * D * E, lambda E, H, D: 3 * D, lambda E, H, D: D * E, lambda E, H, D: D
+                ),
+                lambda E, H, bias: 4 * E * (E // H),
             ),
         ),
         Misconception(
