@@ -231,6 +231,12 @@ def steps_back(query_positions, key_positions):
 # `query_positions[:, None]` is the column. Subtract the keys from it. (`unsqueeze(1)` makes the same column;
 # `unsqueeze_(1)`, with the underscore, would change the tensor of whoever called you.)
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import steps_back` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_steps_back", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 check(steps_back)
@@ -309,6 +315,12 @@ def pairwise_dot(a, b):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `b.T` has the shape `(D, S)`, and leaves `b` as it is. `a` comes first.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import pairwise_dot` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_pairwise_dot", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -403,6 +415,12 @@ def regroup(x, groups):
 #
 # `x.view(L, groups, E // groups)` cuts each row. After it, dimension 0 counts the words and dimension 1 the groups:
 # `transpose` them.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import regroup` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_regroup", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}

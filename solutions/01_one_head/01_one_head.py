@@ -89,7 +89,8 @@ print("the shares:", [round(s, 2) for s in share.tolist()])
 # | $k_2 = (1, 1)$ | $1 \cdot 1 + 2 \cdot 1 = 3$ |
 # | $k_3 = (-2, 1)$ | $1 \cdot (-2) + 2 \cdot 1 = 0$ |
 #
-# The first two keys get 3, for different reasons. The third has nothing in common with the query.
+# The first two keys get 3, for different reasons. The third agrees with the query in one feature and disagrees in the
+# other: together 0.
 #
 # One more thing. A dot product of $D$ features is a sum of $D$ terms, and sums of many random terms get large: like
 # $\sqrt D$. So we divide by $\sqrt D$. Why that matters is exercise 1.4; for now, do it:
@@ -130,6 +131,12 @@ def attention_scores(q, k):
 #
 # `k.mT` swaps the last two dimensions; `q.shape[-1]` is $D$; `math.sqrt` is what it says. Make new tensors and leave
 # `q` and `k` as they are.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import attention_scores` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_attention_scores", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -191,6 +198,12 @@ def stable_softmax(x, dim):
 # `x.amax(dim, keepdim=True)` is the largest number of each row; `keepdim=True` keeps the dimension (with size 1), so
 # that it lines up with `x` when you subtract. The same for `sum`. Write `x - …`, not `x -= …`: x is not yours.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import stable_softmax` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_stable_softmax", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(stable_softmax)
@@ -237,6 +250,12 @@ def attend(q, k, v):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `weights = stable_softmax(…, dim=-1)`, then `weights @ v`. Return both, the output first.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import attend` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_attend", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
@@ -288,9 +307,10 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "weight_sharpness", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def weight_sharpness(D, scaled, keys=16, queries=500):
-    """The largest weight that a random query gives to one of `keys` random keys, averaged over `queries` queries.
+    """The largest weight that a random query gives to one of `keys` random keys: the mean over all queries.
 
-    All of them have D features, normal numbers. scaled: with the division by √D, or without. Returns a Python float.
+    Queries and keys have D features, normal numbers. scaled: with the division by √D, or without.
+    Returns a Python float.
     """
     ### BEGIN SOLUTION
     q, k = torch.randn(queries, 1, D), torch.randn(queries, keys, D)
@@ -318,6 +338,12 @@ def weight_sharpness(D, scaled, keys=16, queries=500):
 #
 # `torch.randn(…)` draws normal numbers; `.amax(-1)` takes the largest of each row, `.mean()` the mean, `.item()` makes
 # a Python number of it.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import weight_sharpness` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_weight_sharpness", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -392,6 +418,12 @@ class SingleHead(nn.Module):
 # `self.query = nn.Linear(E, D, bias=False)`, the same for `key` and `value`; then
 # `attend(self.query(x), …, …)`, which returns the pair that `forward` should return.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import SingleHead` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_SingleHead", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 check(SingleHead)
@@ -434,6 +466,12 @@ def permutation_gap(fn, x, perm):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # Subtract the two, then `.abs()`, `.max()` and `.item()`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import permutation_gap` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_permutation_gap", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}

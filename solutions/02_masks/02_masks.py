@@ -107,6 +107,12 @@ def causal_mask(L, S, offset=0, device=None):
 # `torch.arange(L, device=device).unsqueeze(1) + offset` and `torch.arange(S, device=device)`, compared with `<=`. That is bool
 # already.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import causal_mask` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_causal_mask", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(causal_mask)
@@ -145,6 +151,12 @@ def padding_mask(lengths, S):
 #
 # `torch.arange(S, device=lengths.device) < lengths.unsqueeze(1)`, and one more `unsqueeze(1)`.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import padding_mask` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_padding_mask", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(padding_mask)
@@ -181,6 +193,12 @@ def combine_masks(*masks):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `combined = combined & mask` in a loop over `masks[1:]`. (`&=` would write into the first mask, which is not yours.)
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import combine_masks` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_combine_masks", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -232,6 +250,12 @@ def to_additive(may_attend, dtype):
 #
 # `torch.zeros(may_attend.shape, dtype=dtype, device=may_attend.device)` and `.masked_fill(~may_attend, …)`.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import to_additive` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_to_additive", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 check(to_additive)
@@ -279,6 +303,12 @@ def masked_softmax(scores, may_attend):
 #
 # Fill where `~(may_attend | dead)`, softmax over the last dimension, then `.masked_fill(dead, 0.0)`. Mending a NaN afterwards
 # (`nan_to_num`) can leave it in the gradient.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import masked_softmax` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_masked_softmax", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
@@ -357,6 +387,12 @@ def future_leak(fn, x):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `.abs()` first, then `.sum(dim=(1, 3))`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import future_leak` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_future_leak", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}

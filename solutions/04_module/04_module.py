@@ -95,6 +95,12 @@ def pack_projections(wq, wk, wv):
 #
 # `torch.cat` of a list of three, with `dim=0`. Plain torch, nothing detached.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import pack_projections` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_pack_projections", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 check(pack_projections)
@@ -128,6 +134,12 @@ def unpack_projections(packed):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `packed.chunk(3, dim=0)` gives the three blocks; return them as three things.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import unpack_projections` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_unpack_projections", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -178,6 +190,12 @@ def attention_dropout(weights, p, training):
 #
 # `keep = torch.rand_like(weights) >= p`, then `weights * keep / (1 - p)`; without training return `weights`. Write no
 # `*=`: the weights are still needed as they were.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import attention_dropout` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_attention_dropout", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -278,6 +296,12 @@ class MultiHeadAttention(nn.Module):
 # Keep two names: `weights` (what you show) and `dropped = attention_dropout(weights, self.dropout, self.training)` (what
 # mixes the values). The heads are dimension 1: `weights.mean(dim=1)`. Last line without weights: `return output, None`.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import MultiHeadAttention` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_MultiHeadAttention", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
 check(MultiHeadAttention)
@@ -366,6 +390,12 @@ def numerical_gradient(fn, x, step=1e-5):
 #
 # Make `move = torch.zeros_like(x)` with a single `step` in it, and compute `fn(x + move) - fn(x - move)`. x itself is
 # never written into, so there is nothing to put back.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import numerical_gradient` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_numerical_gradient", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}

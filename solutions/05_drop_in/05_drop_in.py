@@ -140,6 +140,12 @@ def to_may_attend(attn_mask, key_padding_mask, N, H):
 #
 # `~mask` for bool, `mask != -torch.inf` for numbers; `mask.unflatten(0, (N, H))`; `mask[:, None, None, :]`; join with `&`.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import to_may_attend` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_to_may_attend", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 check(to_may_attend)
@@ -188,6 +194,12 @@ def load_from_torch(state):
 #
 # `zip(("query", "key", "value"), state["in_proj_weight"].chunk(3))` gives names and matrices together; the same with the bias.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import load_from_torch` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_load_from_torch", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(load_from_torch)
@@ -231,6 +243,12 @@ def export_to_torch(state):
 #
 # `torch.cat([...])` of three; the names are `in_proj_weight`, `in_proj_bias`, `out_proj.weight`, `out_proj.bias`, and
 # `q_proj_weight`, `k_proj_weight`, `v_proj_weight`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import export_to_torch` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_export_to_torch", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -276,6 +294,12 @@ def add_bias_kv(k, v, bias_k, bias_v, may_attend):
 #
 # `bias_k.expand(N, -1, -1)` and `torch.cat([...], dim=1)`; `F.pad(may_attend, (0, 1), value=True)` adds a last column.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import add_bias_kv` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_add_bias_kv", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(add_bias_kv)
@@ -314,6 +338,12 @@ def add_zero_attn(k, v, may_attend):
 # <details><summary>Hint 3: nearly the line</summary>
 #
 # `torch.zeros_like(k[:, :, :1])` is one key of zeros per head; `torch.cat([k, …], dim=2)`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import add_zero_attn` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_add_zero_attn", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -420,6 +450,12 @@ class MultiheadAttention(nn.MultiheadAttention):
 # `weights.mean(1)` if they are to be averaged, `output.transpose(0, 1)` if the sequence came first, and
 # `return output, weights if need_weights else None`.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import MultiheadAttention` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_MultiheadAttention", "locked": true, "points": 5, "schema_version": 3, "solution": false, "task": false}
 check(MultiheadAttention)
@@ -475,7 +511,7 @@ table = {name: differences(MultiheadAttention, *case) for name, case in options.
 plots.show(
     plots.drop_in.parity(table, allowed=1e-9),
     alt="A table with a row for each of eleven options and columns for output, weights and gradients. Every square has a "
-    "tick and a difference of about 1e-15.",
+    "tick; the differences are far below 1e-9.",
 )
 
 # %% [markdown]
