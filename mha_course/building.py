@@ -237,7 +237,7 @@ def kernel_environment(root: Path) -> Iterator[None]:
     """What a kernel started in here sees: this package, one thread's order of sums, no seed, no grading."""
     path = os.pathsep.join(filter(None, [str(root), str(ROOT), os.environ.get("PYTHONPATH")]))
     wanted = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "MPLBACKEND": None, "MHA_COURSE_SEED": None}
-    wanted["NBGRADER_EXECUTION"] = None
+    wanted |= {"NBGRADER_EXECUTION": None, "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     set_environment(wanted)
     try:
