@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from mha_course.checking import LocalAnswer, as_text, examine
 from mha_course.checking.audit import audit
 from mha_course.exercises import find
@@ -50,12 +52,31 @@ def test_the_example_is_found_when_it_is_put_beside_the_others(tmp_path, monkeyp
 
     (tmp_path / "spread.py").write_text(blocks()[0], encoding="utf-8")
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
-    for cached in (exercises.lessons, exercises._by_name):
+    for cached in (exercises._loaded, exercises._by_name):
         cached.cache_clear()
     try:
         assert find("row_entropy").number == "s.1"
         assert find("most_spread").right == "b"
     finally:
         monkeypatch.undo()
-        for cached in (exercises.lessons, exercises._by_name):
+        for cached in (exercises._loaded, exercises._by_name):
+            cached.cache_clear()
+
+
+def test_a_file_that_cannot_be_loaded_does_not_stop_the_other_lessons(tmp_path, monkeypatch):
+    from mha_course import exercises
+
+    assert exercises.broken() == {}
+    (tmp_path / "half_written.py").write_text("LESSON = not_there_yet", encoding="utf-8")
+    monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
+    for cached in (exercises._loaded, exercises._by_name):
+        cached.cache_clear()
+    try:
+        assert find("attend").number == "1.3"
+        assert list(exercises.broken()) == ["half_written"]
+        with pytest.raises(KeyError, match=r"half_written.py cannot be loaded: NameError"):
+            find("something_in_there")
+    finally:
+        monkeypatch.undo()
+        for cached in (exercises._loaded, exercises._by_name):
             cached.cache_clear()

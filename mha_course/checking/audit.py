@@ -107,6 +107,10 @@ def main(args: argparse.Namespace) -> int:
     from mha_course import exercises
 
     torch.set_num_threads(1)
+    for file, error in exercises.broken().items():
+        print(f"exercises/{file}.py cannot be loaded: {type(error).__name__}: {error}")
+    if exercises.broken():
+        return 1
     chosen = select(exercises.lessons(), args.names)
     if not chosen:
         known = ", ".join(lesson.folder for lesson in exercises.lessons())

@@ -13,13 +13,27 @@ from mha_course.checking.exercise import Exercise, Lesson, Question
 
 
 @functools.cache
+def _loaded() -> tuple[tuple[Lesson, ...], dict[str, Exception]]:
+    """The lessons, and what went wrong with files that cannot be loaded: one of them must not stop the others."""
+    found, broken = [], {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_"):
+            continue
+        try:
+            found.append(importlib.import_module(f"{__name__}.{module.name}").LESSON)
+        except Exception as error:
+            broken[module.name] = error
+    return tuple(sorted(found, key=lambda lesson: lesson.folder)), broken
+
+
 def lessons() -> tuple[Lesson, ...]:
     """All declared lessons, in the order of their numbers."""
-    found = []
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            found.append(importlib.import_module(f"{__name__}.{module.name}").LESSON)
-    return tuple(sorted(found, key=lambda lesson: lesson.folder))
+    return _loaded()[0]
+
+
+def broken() -> dict[str, Exception]:
+    """Files of exercises that cannot be loaded, and why; empty when all is well."""
+    return _loaded()[1]
 
 
 @functools.cache
@@ -46,4 +60,6 @@ def find(name: str) -> Exercise | Question:
 
         close = difflib.get_close_matches(name, _by_name(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        for file, error in broken().items():
+            hint += f" (exercises/{file}.py cannot be loaded: {type(error).__name__}: {error})"
         raise KeyError(f"there is no exercise called {name!r}.{hint}") from None
