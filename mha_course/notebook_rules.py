@@ -324,7 +324,8 @@ def settle_output(output):
 def settle_text(text: str) -> str:
     text = re.sub(r"(checked in) [\d.]+ s\b", r"\1 … s", text)
     text = re.sub(r"\b0x[0-9a-f]{6,16}\b", "0x…", text)
-    return re.sub(r"[^\s\"']*ipykernel_\d+[/\\]\d+\.py", "ipykernel", text)
+    # from the start of a word only: a picture in base64 is one very long word
+    return re.sub(r"(?<![^\s\"'])[^\s\"']*ipykernel_\d+[/\\]\d+\.py", "ipykernel", text)
 
 
 def settle_png(data: str) -> str:
