@@ -35,14 +35,12 @@ def declared() -> Iterator[None]:
     """Inside the block the sample lesson's exercises are the only ones."""
     before = exercises.__path__
     exercises.__path__ = [str(SAMPLE)]
-    for cache in (exercises.lessons, exercises._by_name):
-        cache.cache_clear()
+    exercises.forget()
     try:
         yield
     finally:
         exercises.__path__ = before
-        for cache in (exercises.lessons, exercises._by_name):
-            cache.cache_clear()
+        exercises.forget()
         sys.modules.pop("mha_course.exercises.doubling_and_mixing", None)
 
 

@@ -52,15 +52,13 @@ def test_the_example_is_found_when_it_is_put_beside_the_others(tmp_path, monkeyp
 
     (tmp_path / "spread.py").write_text(blocks()[0], encoding="utf-8")
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
-    for cached in (exercises._loaded, exercises._by_name):
-        cached.cache_clear()
+    exercises.forget()
     try:
         assert find("row_entropy").number == "s.1"
         assert find("most_spread").right == "b"
     finally:
         monkeypatch.undo()
-        for cached in (exercises._loaded, exercises._by_name):
-            cached.cache_clear()
+        exercises.forget()
 
 
 def test_a_file_that_cannot_be_loaded_does_not_stop_the_other_lessons(tmp_path, monkeypatch):
@@ -69,8 +67,7 @@ def test_a_file_that_cannot_be_loaded_does_not_stop_the_other_lessons(tmp_path, 
     assert exercises.broken() == {}
     (tmp_path / "half_written.py").write_text("LESSON = not_there_yet", encoding="utf-8")
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
-    for cached in (exercises._loaded, exercises._by_name):
-        cached.cache_clear()
+    exercises.forget()
     try:
         assert find("attend").number == "1.3"
         assert list(exercises.broken()) == ["half_written"]
@@ -78,5 +75,4 @@ def test_a_file_that_cannot_be_loaded_does_not_stop_the_other_lessons(tmp_path, 
             find("something_in_there")
     finally:
         monkeypatch.undo()
-        for cached in (exercises._loaded, exercises._by_name):
-            cached.cache_clear()
+        exercises.forget()

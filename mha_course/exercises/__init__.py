@@ -47,6 +47,12 @@ def _by_name() -> dict[str, Exercise | Question]:
     return names
 
 
+def forget() -> None:
+    """Look at the files again at the next question (after one was added)."""
+    _loaded.cache_clear()
+    _by_name.cache_clear()
+
+
 def find(name: str) -> Exercise | Question:
     """The exercise or question of that name.
 
