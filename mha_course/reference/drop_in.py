@@ -1,24 +1,101 @@
-"""Lesson 05: `MultiheadAttention`, which takes the place of ``torch.nn.MultiheadAttention``."""
+"""Lesson 05: the drop-in. What lessons 01 to 05 built takes the place of ``torch.nn.MultiheadAttention``.
+
+Inside the course True in a mask means "may look" (``may_attend``). ``nn.MultiheadAttention`` means the opposite by
+``attn_mask`` and ``key_padding_mask``; `to_may_attend` is where the two meet.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conversion import add_bias_kv, add_zero_attn, load_from_torch, to_may_attend
+from .conversion import add_bias_kv, add_zero_attn, to_may_attend
 from .many_heads import merge_heads, split_heads
-from .masks import masked_softmax
+from .masks import masked_softmax, to_additive
+from .misuse import refuse_misuse, refuse_wrong_masks
+from .module import unpack_projections
 
 __all__ = ["MultiheadAttention"]
 
 
-class MultiheadAttention(nn.MultiheadAttention):
-    """torch's constructor and parameters, with a forward made of the functions of lessons 01 to 05.
+class MultiheadAttention(nn.Module):
+    """``torch.nn.MultiheadAttention``, written to be read: same parameters, same call, same numbers.
 
-    Arguments, shapes and results are those of ``torch.nn.MultiheadAttention``, with one difference: a query that may
-    see nothing gets zeros from attention, so its output is the bias of ``out_proj``.
+    One difference, on purpose. A query that may look at nothing (a *dead row*: every key masked) gets zeros
+    from attention, so its output is ``out_proj.bias`` and its weights are zeros, with finite gradients.
+    ``nn.MultiheadAttention`` gives NaN there with weights and ``out_proj.bias`` without.
+
+    Args:
+        embed_dim: E, features of a query and of the output.
+        num_heads: H; divides E.
+        dropout: on the attention weights, in train mode.
+        bias: whether the input and output projections have biases.
+        add_bias_kv: one more key and value, learned.
+        add_zero_attn: one more key and value, zeros.
+        kdim, vdim: features of a key and a value, if not E.
+        batch_first: (N, L, E) in and out, instead of (L, N, E).
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: E or H is not positive.
+        AssertionError: H does not divide E.
+
+    Source: Vaswani et al. 2017, section 3.2.2; names, initial values and errors: ``torch.nn.MultiheadAttention``
+    of PyTorch 2.13.
     """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if embed_dim <= 0 or num_heads <= 0:
+            raise ValueError(f"embed_dim ({embed_dim}) and num_heads ({num_heads}) must be greater than 0")
+        if embed_dim % num_heads:
+            raise AssertionError(f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})")
+        E, made = embed_dim, {"device": device, "dtype": dtype}
+        self.embed_dim, self.num_heads, self.head_dim = E, num_heads, E // num_heads
+        self.kdim, self.vdim = E if kdim is None else kdim, E if vdim is None else vdim
+        self.dropout, self.add_zero_attn, self.batch_first = dropout, add_zero_attn, batch_first
+
+        def parameter(name: str, *shape: int, wanted: bool) -> None:
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **made)) if wanted else None)
+
+        packed = self._qkv_same_embed_dim = self.kdim == self.vdim == E
+        parameter("in_proj_weight", 3 * E, E, wanted=packed)
+        parameter("q_proj_weight", E, E, wanted=not packed)
+        parameter("k_proj_weight", E, self.kdim, wanted=not packed)
+        parameter("v_proj_weight", E, self.vdim, wanted=not packed)
+        parameter("in_proj_bias", 3 * E, wanted=bias)
+        self.out_proj = nn.Linear(E, E, bias=bias, **made)
+        parameter("bias_k", 1, 1, E, wanted=add_bias_kv)
+        parameter("bias_v", 1, 1, E, wanted=add_bias_kv)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """Draw the initial values, in PyTorch's order: the same numbers under the same seed."""
+        for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
+            if weight is not None:
+                nn.init.xavier_uniform_(weight)
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
+        for extra in (self.bias_k, self.bias_v):
+            if extra is not None:
+                nn.init.xavier_normal_(extra)
 
     def forward(
         self,
@@ -31,39 +108,166 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            query: (L, N, E); batch first (N, L, E); or without a batch (L, E).
+            key, value: alike, with S in place of L, and kdim or vdim in place of E.
+            key_padding_mask: (N, S), or (S,) without a batch. True = may not look; float = added to the scores.
+            need_weights: return the weights, too. Without them a fused kernel is used that never stores them.
+            attn_mask: (L, S) or (N·H, L, S), in the same sense.
+            average_attn_weights: weights averaged over the heads.
+            is_causal: a promise that ``attn_mask`` is the causal mask; needs ``attn_mask``.
+
+        Returns:
+            output, shaped like query, and weights (N, L, S), per head (N, H, L, S), or ``None``; without a
+            batch there is no N. In train mode the weights are those after dropout, as in PyTorch.
+        """
+        refuse_misuse(self, query, key, value, key_padding_mask, attn_mask, is_causal)
         batched = query.dim() == 3
-        if not batched:
-            query, key, value = query[None], key[None], value[None]  # (1, L, E)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # (N, L, E)
-        N, H = query.shape[0], self.num_heads
-        p = load_from_torch(dict(self.named_parameters()))
-        q, k, v = (
-            F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
-            for name, x in (("query", query), ("key", key), ("value", value))
-        )
+        is_causal = is_causal and key_padding_mask is None and not need_weights
+        if is_causal:
+            attn_mask = None  # taken at its word: the fused kernel knows causality without a mask
+        if key_padding_mask is not None and not batched:
+            key_padding_mask = key_padding_mask.unsqueeze(0)  # (1, S)
+
+        q, k, v = (self._swap_layout(x) for x in self._project(query, key, value))  # (N, L or S, E)
+        N, H = q.shape[0], self.num_heads
+        refuse_wrong_masks(q, k, key_padding_mask, attn_mask, H, batched)
         may_attend = to_may_attend(attn_mask, key_padding_mask, N, H)
+        bias = _score_bias(attn_mask, key_padding_mask, N, H)
         if self.bias_k is not None:
             k, v, may_attend = add_bias_kv(k, v, self.bias_k, self.bias_v, may_attend)
-        q, k, v = split_heads(q, H), split_heads(k, H), split_heads(v, H)  # (N, H, L or S, D)
+        q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
         if self.add_zero_attn:
             k, v, may_attend = add_zero_attn(k, v, may_attend)
-        scores = q @ k.mT / q.shape[-1] ** 0.5  # (N, H, L, S)
-        for mask in (attn_mask, key_padding_mask):
-            if mask is not None and mask.is_floating_point():
-                bias = mask.masked_fill(mask == -torch.inf, 0)
-                if mask is key_padding_mask:
-                    bias = bias[:, None, None, :]
-                elif mask.dim() == 3:
-                    bias = bias.unflatten(0, (N, H))
-                scores = scores + F.pad(bias, (0, scores.shape[-1] - bias.shape[-1]))
-        weights = scores.softmax(-1) if may_attend is None else masked_softmax(scores, may_attend)
-        weights = F.dropout(weights, self.dropout, self.training)
-        output = self.out_proj(merge_heads(weights @ v))  # (N, L, E)
-        weights = weights.mean(1) if average_attn_weights else weights
-        if not batched:
-            output, weights = output[0], weights[0]
-        elif not self.batch_first:
-            output = output.transpose(0, 1)
-        return output, weights if need_weights else None
+        if bias is not None:
+            bias = F.pad(bias, (0, k.shape[2] - bias.shape[-1]))  # nothing is added at the extra keys
+            if q.dtype != query.dtype:  # autocast
+                bias = bias.to(q.dtype)
+
+        dropout_p = self.dropout if self.training else 0.0
+        if need_weights:
+            output, weights = _attend(q, k, v, may_attend, bias, dropout_p, average_attn_weights)
+            weights = weights if batched else weights.squeeze(0)
+        else:
+            output, weights = _attend_fused(q, k, v, may_attend, bias, dropout_p, is_causal), None
+        output = merge_heads(output)  # (N, L, E)
+        return self.out_proj(self._swap_layout(output) if batched else output.squeeze(0)), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """The three input projections, in the caller's layout: (…, E) each. One product if all three are one tensor."""
+        b = self.in_proj_bias
+        b = b if b is None else b.to(query.dtype)  # biases may be kept in another precision
+        if self.in_proj_weight is None:
+            weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+        elif query is key and key is value:
+            return F.linear(query, self.in_proj_weight, b).chunk(3, dim=-1)  # (…, 3E) → (…, E) three times
+        else:
+            weights = unpack_projections(self.in_proj_weight)
+        biases = (None, None, None) if b is None else unpack_projections(b)
+        return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
+
+    def _swap_layout(self, x: Tensor) -> Tensor:
+        """From the caller's layout to (N, L, E), and with a batch also back; never a copy."""
+        if x.dim() == 2:
+            return x.unsqueeze(0)  # (1, L, E)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def merge_masks(
+        self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
+    ) -> tuple[Tensor | None, int | None]:
+        """Both masks in one, and which there were: what ``nn.TransformerEncoderLayer`` asks of its attention.
+
+        Args:
+            attn_mask: (L, L) or (N·H, L, L); True or −∞ = may not look.
+            key_padding_mask: (N, L), of the same dtype.
+            query: (N, L, E).
+
+        Returns:
+            the mask, and 2 with an ``attn_mask``: (N, H, L, L); 1 with ``key_padding_mask`` alone, as it is;
+            ``None`` without any.
+        """
+        N, L, _ = query.shape
+        merged = sum(_by_head(attn_mask, key_padding_mask, N, self.num_heads))
+        if attn_mask is None:
+            return key_padding_mask, None if key_padding_mask is None else 1
+        return merged.expand(N, self.num_heads, L, L), 2
+
+
+SCORES_AT_ONCE = 2**24  # 64 MiB of float32. Gigabytes at once are slower: every page is new to the processor.
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    may_attend: Tensor | None,
+    bias: Tensor | None,
+    dropout_p: float,
+    average: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention with its weights: output (N, H, L, D) and weights (N, L, S), or (N, H, L, S) if not averaged."""
+    (N, H, L, _), S = q.shape, k.shape[2]
+    if torch.compiler.is_compiling() or dropout_p or N * H * L * S <= SCORES_AT_ONCE:
+        return _attend_rows(q, k, v, may_attend, bias, dropout_p, average)
+    rows = max(1, SCORES_AT_ONCE // (N * H * S))  # some queries at a time
+
+    def parts(x: Tensor | None) -> list[Tensor | None]:
+        shared = x is None or x.shape[-2] == 1  # the same for every query
+        return [x] * math.ceil(L / rows) if shared else x.split(rows, dim=-2)
+
+    blocks = [
+        _attend_rows(q, k, v, m, b, 0.0, average) for q, m, b in zip(parts(q), parts(may_attend), parts(bias))
+    ]
+    output, weights = (torch.cat(pieces, dim=-2) for pieces in zip(*blocks))
+    return output, weights
+
+
+def _attend_rows(q, k, v, may_attend, bias, dropout_p, average) -> tuple[Tensor, Tensor]:
+    """`_attend` in one go."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (N, H, L, S); q is smaller than the scores: divide it
+    if bias is not None:
+        scores = scores + bias
+    weights = torch.softmax(scores, -1) if may_attend is None else masked_softmax(scores, may_attend)
+    del scores
+    if dropout_p:
+        weights = F.dropout(weights, dropout_p)  # attention_dropout, with PyTorch's random numbers
+    return weights @ v, weights.mean(1) if average else weights
+
+
+def _attend_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    may_attend: Tensor | None,
+    bias: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+) -> Tensor:
+    """Attention without its weights, (N, H, L, D): the same numbers, but the (L, S) matrix is never stored whole."""
+    if may_attend is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+    dead = ~may_attend.any(-1, keepdim=True)  # (…, L or 1, 1): rows that may look at nothing
+    mask = may_attend | dead  # the kernel never sees a dead row: its gradients stay finite
+    if bias is not None:
+        mask = to_additive(mask, q.dtype) + bias
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p).masked_fill(dead, 0.0)
+
+
+def _by_head(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int) -> list[Tensor]:
+    """The masks that are given, each broadcastable to (N, H, L, S)."""
+    masks = []
+    if attn_mask is not None:
+        masks.append(
+            attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (N, H))
+        )  # (L, S), (N, H, L, S)
+    if key_padding_mask is not None:
+        masks.append(key_padding_mask[:, None, None, :])  # (N, 1, 1, S)
+    return masks
+
+
+def _score_bias(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int) -> Tensor | None:
+    """The finite numbers in float masks, to be added to the scores; ``None`` without float masks."""
+    masks = [mask for mask in _by_head(attn_mask, key_padding_mask, N, H) if mask.is_floating_point()]
+    return sum(mask.masked_fill(mask == -torch.inf, 0.0) for mask in masks) if masks else None
