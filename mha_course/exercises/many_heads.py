@@ -278,7 +278,6 @@ ATTEND_BY_LOOP = Exercise(
         Case("H does not divide E", lambda draw: draw_heads(draw, H=3, E=10), raises=(ValueError,)),
     ),
     misconceptions=(
-        *uneven(2),
         Misconception(
             "root-of-e",
             "Your weights are too even: the scores are divided by √E. Each head sums over its own D features only, "
@@ -411,20 +410,20 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "weights-averaged",
-            "The output is right. Your weights are averaged over the heads: (N, L, S). Keep each head's own.",
+            "Your weights are averaged over the heads: (N, L, S). Keep each head's own.",
             part={"gather": lambda weights: torch.stack(weights).mean(0)},
             hint=3,
         ),
         Misconception(
             "weights-of-one-head",
-            "The output is right. The weights you return are those of a single head; keep all of them, in a list.",
+            "The weights you return are those of a single head; keep all of them, in a list.",
             part={"gather": lambda weights: weights[-1]},
             hint=3,
             also=(loop_with(gather=lambda weights: weights[0]),),
         ),
         Misconception(
             "weights-dimension-elsewhere",
-            "The output is right. The heads are not dimension 1 of your weights: wanted is (N, H, L, S). `stack` takes "
+            "The heads are not dimension 1 of your weights: wanted is (N, H, L, S). `stack` takes "
             "the place of the new dimension.",
             part={"gather": lambda weights: torch.stack(weights, 0)},
             hint=3,
@@ -435,7 +434,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "weights-glued",
-            "The output is right. Your weights have no dimension for the heads: `cat` lengthens one that is there; "
+            "Your weights have no dimension for the heads: `cat` lengthens one that is there; "
             "`stack` makes a new one.",
             part={"gather": lambda weights: torch.cat(weights, -1)},
             hint=3,
@@ -446,7 +445,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "weights-in-a-list",
-            "The output is right. The weights are still a Python list, a tensor for each head: stack them.",
+            "The weights are still a Python list, a tensor for each head: stack them.",
             part={"gather": list},
             hint=3,
             also=(loop_with(gather=tuple),),
@@ -483,6 +482,7 @@ ATTEND_BY_LOOP = Exercise(
             wrong=loop_cut_off,
             hint=3,
         ),
+        *uneven(2),
     ),
     properties=(
         Property("rows sum to 1", rows_of_each_head, hint=2),
@@ -606,7 +606,6 @@ SPLIT_HEADS = Exercise(
             part={"cut": lambda x, H: x.reshape(len(x), H, x.shape[1], -1)},
             hint=2,
         ),
-        *uneven(3, {"cut": cut_by_slices}),
         Misconception(
             "heads-not-brought-forward",
             "Each token is cut rightly, but the heads still stand behind the tokens: (N, L, H, D). Two dimensions have "
@@ -721,6 +720,7 @@ SPLIT_HEADS = Exercise(
             part={"cut": lambda x, H: x.unsqueeze_(2).reshape(len(x), x.shape[1], H, -1).transpose(1, 2)},
             hint=3,
         ),
+        *uneven(3, {"cut": cut_by_slices}),
     ),
     properties=(Property("a token's numbers stay with the token", is_split, hint=2),),
     styles=(
@@ -1204,7 +1204,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "scrambled-merge",
-            "The weights are right, the output is scrambled: on the way back the heads were reshaped without the "
+            "The output is scrambled: on the way back the heads were reshaped without the "
             "tokens coming first. Use your `merge_heads`.",
             part={"merge": lambda x: x.reshape(len(x), x.shape[2], -1)},
             hint=2,
@@ -1219,7 +1219,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "heads-take-turns-in-the-merge",
-            "The weights are right; in the output the heads' features take turns. Whole heads go side by side: use "
+            "In the output the heads' features take turns. Whole heads go side by side: use "
             "your `merge_heads`.",
             part={"merge": lambda x: x.permute(0, 2, 3, 1).flatten(2)},
             hint=2,
@@ -1292,7 +1292,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-ignored",
-            "Without a mask all is right; with one, nothing changes: `may_attend` is not used.",
+            "With a mask nothing changes: `may_attend` is not used.",
             part={"weights": lambda scores, may_attend: torch.softmax(scores, -1)},
             hint=3,
         ),
@@ -1420,14 +1420,13 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "keys-mixed-instead-of-values",
-            "The weights are right, but they mix the *keys*. What a query gets are the values.",
+            "Your weights mix the *keys*. What a query gets are the values.",
             part={"mix": lambda w, q, k, v: w @ k},
             hint=2,
         ),
         Misconception(
             "heads-not-merged",
-            "The weights are right; the output still has its heads, (N, H, L, D). One more of your functions is "
-            "missing.",
+            "The output still has its heads, (N, H, L, D). One more of your functions is missing.",
             part={"merge": lambda x: x},
             hint=1,
             also=(parallel_with(merge=lambda x: x.transpose(1, 2)),),
@@ -1446,7 +1445,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "weights-averaged",
-            "The output is right. Your weights are averaged over the heads: (N, L, S). Here we want to see each head.",
+            "Your weights are averaged over the heads: (N, L, S). Here we want to see each head.",
             part={"result": lambda output, w: (output, w.mean(1))},
             hint=2,
         ),
@@ -1645,14 +1644,14 @@ PROJECTION_PARAMETERS = Exercise(
         ),
         Misconception(
             "bias-ignored",
-            "Without bias all is right; with bias you give the same number. A bias has one number for each feature that "
+            "With bias you give the same number as without. A bias has one number for each feature that "
             "comes out.",
             part={"wants_bias": lambda bias: False},
             hint=3,
         ),
         Misconception(
             "bias-always",
-            "With bias all is right; without, you count the biases all the same.",
+            "Without bias you count biases all the same.",
             part={"wants_bias": lambda bias: True},
             hint=3,
         ),
