@@ -147,6 +147,12 @@ def attend_by_loop(q, k, v, H):
 # lengthens the last dimension; `torch.stack(list, dim=1)` makes a new dimension 1. Return the output, then the
 # weights.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import attend_by_loop` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_attend_by_loop", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 check(attend_by_loop)
@@ -206,6 +212,12 @@ def split_heads(x, H):
 #
 # `x.view(N, L, H, E // H)`, with `//` for a whole number; then `.transpose(1, 2)`. Before both: `if E % H:` and a
 # `raise ValueError(...)` that names the two numbers.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import split_heads` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_split_heads", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -278,6 +290,12 @@ def merge_heads(x):
 # `.transpose(1, 2)`, then `.flatten(2)`, which makes one dimension of number 2 and all that follow. (`.reshape(N, L,
 # -1)` does, too; `.view` would refuse here: after a transpose the numbers do not lie in reading order.) The input's
 # shape is `N, H, L, D`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import merge_heads` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_merge_heads", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -360,6 +378,12 @@ def attend_in_parallel(q, k, v, H, may_attend=None):
 #
 # `scores = q @ k.mT / math.sqrt(q.shape[-1])`. If `may_attend is None`, `torch.softmax(scores, dim=-1)`; otherwise
 # `masked_softmax(scores, may_attend)`, with the mask as it comes. Last, `weights @ v`, merged.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import attend_in_parallel` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_attend_in_parallel", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
@@ -448,6 +472,12 @@ def projection_parameters(E, H, bias):
 #
 # One head: `3 * (E * D + (D if bias else 0))`. The output projection: `E * E`, and `E` more with a bias.
 # </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import projection_parameters` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
+# </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_projection_parameters", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check(projection_parameters)
@@ -524,6 +554,12 @@ def head_distance(weights):
 #
 # `weights.unsqueeze(2) - weights.unsqueeze(1)` is $(N, H, H, L, S)$. `.mean(dim=(0, 3))` averages over two dimensions
 # at once. With loops, fill both `[i, j]` and `[j, i]`.
+# </details>
+#
+# <details><summary>Stuck? Go on with the course's version</summary>
+#
+# Try once more tomorrow; for tonight, run `from mha_course.reference import head_distance` in a cell of its own. The rest of the
+# lesson works with it. `check` marks it ◇ *borrowed*, and so does your progress, until you write your own.
 # </details>
 
 # %% nbgrader={"grade": true, "grade_id": "check_head_distance", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
