@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from mha_course import exercises
 from mha_course.checking.audit import audit, select
 
