@@ -615,7 +615,7 @@ def environment(python: Path | str = sys.executable) -> dict[str, str]:
     changed["PATH"] = first(folders, os.environ.get("PATH", os.defpath))
     changed["PYTHONPATH"] = first([str(ROOT)], os.environ.get("PYTHONPATH", ""))
     changed["JUPYTER_PREFER_ENV_PATH"] = "1"
-    changed.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads shall not spin while others want the processor
+    changed.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads shall not spin while they wait
     if python == venv_python():
         changed["VIRTUAL_ENV"] = str(VENV)
     return changed

@@ -1,6 +1,6 @@
 """Takes README's picture: lesson 01 in JupyterLab, a softmax over the wrong dimension, and what check() says of it.
 
-    python docs/images/make_check_card.py [FILE]
+python docs/images/make_check_card.py [FILE]
 """
 
 import sys
