@@ -24,6 +24,7 @@ from mha_course.checking import (
 )
 from mha_course.checking.audit import audit, table
 from mha_course.checking.callables import KNOWN
+from mha_course.checking.report import grids
 
 
 def mix(q, k, v):
@@ -128,8 +129,34 @@ def test_grids_show_yours_beside_expected_and_mark_wrong_numbers_with_a_sign():
     assert max(map(len, as_text(report.card).splitlines())) <= 78
 
 
+def test_numbers_have_the_digits_that_the_wrong_ones_need():
+    x = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    half_wrong = x + 1e-7
+    half_wrong[0] = torch.nan
+    (yours, _), _ = grids(half_wrong, x, tolerance=1e-4)
+    assert yours.cells[0] == ("NaN",) * 3
+    assert {len(text) for text in yours.cells[1]} == {len("0.12")}
+
+
 def no_return(q, k, v):
     mix(q, k, v)
+
+
+# The card shows the learner's own line where it raised, so what the card should say must not stand on that line.
+def nothing_turned(q, k, v):
+    return q @ k
+
+
+def numpy_on_the_way(q, k, v):
+    return torch.from_numpy(q.numpy()), v
+
+
+def maximum_with_its_place(q, k, v):
+    return q - q.max(-1)
+
+
+def unknown_name(q, k, v):
+    return qq  # noqa: F821
 
 
 @pytest.mark.parametrize(
@@ -155,8 +182,10 @@ def no_return(q, k, v):
         (lambda q, k, v: mix(q, k.detach(), v), "gradients", "no gradient reaches k"),
         (lambda q, k, v: ([1.0], 2), "type", "Expected"),
         (lambda q, k: q, "raised", "positional argument"),
-        (lambda q, k, v: q @ k, "raised", "shapes do not fit"),
-        (lambda q, k, v: (torch.from_numpy(q.numpy()), v), "raised", "NumPy cannot carry gradients"),
+        (nothing_turned, "raised", "shapes do not fit"),
+        (numpy_on_the_way, "raised", "NumPy cannot carry gradients"),
+        (maximum_with_its_place, "raised", "Take `.values`"),
+        (unknown_name, "raised", "Python does not know this name"),
     ],
 )
 def test_what_no_misconception_explains_is_described_by_what_is_plain_to_see(answer, cause, said):

@@ -203,7 +203,7 @@ def test_a_root_that_torch_takes_in_float32_is_right():
     [
         (lambda q, k: q @ k, "nothing-transposed"),
         (lambda q, k: torch.bmm(q.transpose(1, 2), k), "features-meet-features"),
-        (lambda q, k: q @ k.T, "raised"),
+        (lambda q, k: q @ k.T, "everything-turned"),
     ],
     ids=["q k", "qᵀ k", "every dimension of k turned"],
 )

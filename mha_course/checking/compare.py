@@ -214,6 +214,14 @@ _EXPLANATIONS = (
         "Two shapes do not fit together. Print both `.shape`s just before this line and say each letter aloud.",
     ),
     (
+        ("torch.return_types.max", "torch.return_types.min"),
+        "`max` and `min` along a dimension give two things, values and indices. Take `.values`, or call `amax` or `amin`.",
+    ),
+    (
+        ("is not defined",),
+        "Python does not know this name: is it spelled as where it was made, and has that cell been run?",
+    ),
+    (
         ("view size is not compatible",),
         "`view` only relabels memory in its present order; after a transpose that order is another. `reshape` copies where it must.",
     ),

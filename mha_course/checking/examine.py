@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -331,7 +332,9 @@ def _capital(text: str) -> str:
 
 def _notes(seen: list[Observation]) -> tuple[str, ...]:
     warned = dict.fromkeys(text for observation in seen for text in observation.warnings)
-    notes = [f"your code warned: {' '.join(text.split())[:200]}" for text in list(warned)[:2]]
+    notes = [
+        f"your code warned: {textwrap.shorten(text, 300, placeholder=' …')}" for text in list(warned)[:2]
+    ]
     printed = next((o.printed.strip() for o in seen if o.printed.strip()), "")
     if printed:
         first = printed.splitlines()

@@ -104,7 +104,7 @@ def grids(seen: Any, expected: Any, tolerance: float) -> tuple[tuple[Grid, ...],
     cut = (slice(top, top + ROWS), slice(left, left + COLUMNS))
     more = a.shape[0] > ROWS or a.shape[1] > COLUMNS
     a, b, w = a[cut], b[cut], w[cut]
-    decimals = _decimals(a, b)
+    decimals = _decimals(a[w], b[w])  # enough to see the wrong numbers differ
     marked = tuple(tuple(row) for row in w.tolist())
     blank = tuple(tuple(False for _ in row) for row in w.tolist())
     note = f"[{', '.join(map(str, lead))}, …]" if lead else ""

@@ -162,6 +162,14 @@ ATTENTION_SCORES = Exercise(
             hint=1,
         ),
         Misconception(
+            "everything-turned",
+            "The shapes do not fit: `k.T` turns *all* dimensions around, (D, S, N), the batch with them. Only the last "
+            "two change places: `k.mT`, or `k.transpose(-2, -1)`.",
+            wrong=lambda q, k: q @ k.permute(2, 1, 0) / math.sqrt(q.shape[-1]),
+            hint=2,
+            also=(lambda q, k: torch.matmul(q, k.transpose(0, 2)),),
+        ),
+        Misconception(
             "reshape-for-transpose",
             "The shape is right and the numbers are scrambled: k was reshaped to (N, D, S). `view` and `reshape` "
             "keep the order in memory; only a transpose turns rows into columns.",
@@ -221,8 +229,8 @@ ATTENTION_SCORES = Exercise(
         ),
         Misconception(
             "cut-off",
-            "The scores are right but cut off from q and k (`detach`, `.data`, `torch.tensor(…)`, NumPy, `no_grad`): "
-            "nothing could ever learn through them.",
+            "The scores are right but cut off from q and k (by `detach`, `.data`, `torch.tensor(…)`, NumPy or `no_grad`): "
+            "nothing could ever learn through them. Compute with q and k themselves, in torch.",
             wrong=lambda q, k: (q.detach() @ k.detach().mT) / math.sqrt(q.shape[-1]),
             hint=3,
             also=(lambda q, k: q.data @ k.data.mT / q.shape[-1] ** 0.5,),
@@ -467,7 +475,7 @@ STABLE_SOFTMAX = Exercise(
         ),
         Misconception(
             "writes-into-x",
-            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor.",
+            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor. Write `x = x - …`.",
             wrong=softmax_in_place,
             hint=3,
         ),
@@ -550,8 +558,7 @@ def attend_in_place(q, k, v):
 
 
 def attend_float64(q, k, v):
-    output, weights = attend_own_exp(q.double(), k.double(), v.double())
-    return output.to(q.dtype), weights.to(q.dtype)
+    return tuple(x.to(q.dtype) for x in attend_with()(q.double(), k.double(), v.double()))
 
 
 def attend_baddbmm(q, k, v):
@@ -728,7 +735,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "exp-without-shift",
-            "Large scores give NaN: exp overflows. Your `stable_softmax` was made for this (or `torch.softmax`).",
+            "Large scores give NaN: exp overflows. Your `stable_softmax` was made for this; call it here.",
             part={"softmax": lambda s: s.exp() / s.exp().sum(-1, keepdim=True)},
             hint=2,
         ),
@@ -807,20 +814,20 @@ ATTEND = Exercise(
         ),
         Misconception(
             "cut-off",
-            "Right numbers, cut off from q, k and v (`detach`, `.data`, NumPy, `no_grad`): nothing could ever learn "
-            "through them.",
+            "Right numbers, cut off from q, k and v (by `detach`, `.data`, NumPy or `no_grad`): nothing could ever learn "
+            "through them. Compute with q, k and v themselves, in torch.",
             wrong=attend_cut_off,
             hint=3,
         ),
         Misconception(
             "weights-detached",
-            "The output is right, but its weights are detached: v can learn, q and k cannot.",
+            "The output is right, but its weights are detached: v can learn, q and k cannot. Leave the `detach` out.",
             wrong=lambda q, k, v: (lambda w: (w.detach() @ v, w.detach()))(attend_with()(q, k, v)[1]),
             hint=3,
         ),
         Misconception(
             "writes-into-q",
-            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor.",
+            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor. Write `q = q / …`.",
             wrong=attend_in_place_on_inputs,
             hint=3,
         ),
@@ -843,12 +850,7 @@ ATTEND = Exercise(
         Style(
             "torch.sqrt", attend_with(scores=lambda q, k: q @ k.mT / torch.sqrt(torch.tensor(q.shape[-1])))
         ),
-        Style(
-            "float64 inside",
-            attend_float64_safe := lambda q, k, v: tuple(
-                x.to(q.dtype) for x in attend_with()(q.double(), k.double(), v.double())
-            ),
-        ),
+        Style("float64 inside", attend_float64),
         Style("not contiguous", attend_not_contiguous),
         Style("a list instead of a tuple", lambda q, k, v: list(attend_with()(q, k, v))),
         Style(
@@ -1251,7 +1253,7 @@ SINGLE_HEAD = Exercise(
         Style("own softmax and bmm", HeadWithParameters),
         Style("one product for all three", HeadByOneProduct),
         Style("weights multiplied first", HeadFolded),
-        Style("float64 inside", head_with(attention=attend_float64_safe)),
+        Style("float64 inside", head_with(attention=attend_float64)),
         Style("loops", head_with(attention=attend_by_loops)),
     ),
 )
