@@ -222,10 +222,15 @@ def _run(module, c: Configuration, call: dict, live: Tensor, live_tokens: Tensor
     """Output, weights, and the gradients of inputs and parameters for a random linear loss over the live rows."""
     leaves = {id(x): x.clone().requires_grad_(c.with_gradient) for x in c.inputs}
     inputs = [leaves[id(x)] for x in c.inputs]  # what was one tensor stays one
+    masks = {name: call[name] for name in ("attn_mask", "key_padding_mask") if name in call}
+    if c.with_gradient and c.seed % 2 and not c.dead.any():  # masks of numbers may be learned
+        masks = {
+            name: m.clone().requires_grad_() if m.is_floating_point() else m for name, m in masks.items()
+        }
     torch.manual_seed(c.seed + 1)  # dropout's
     with torch.set_grad_enabled(c.with_gradient), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        output, weights = module(*inputs, **call)
+        output, weights = module(*inputs, **(call | masks))
     if not c.with_gradient:
         return output, weights, {}
     torch.manual_seed(c.seed + 2)
@@ -238,7 +243,9 @@ def _run(module, c: Configuration, call: dict, live: Tensor, live_tokens: Tensor
             ).sum()
         )
     loss.backward()
-    grads = {f"input {i}": x.grad for i, x in enumerate(inputs)}
+    grads = {f"input {i}": x.grad for i, x in enumerate(inputs)} | {
+        n: m.grad for n, m in masks.items() if m.requires_grad
+    }
     return output, weights, grads | {name: p.grad for name, p in module.named_parameters()}
 
 
