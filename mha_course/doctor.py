@@ -7,6 +7,7 @@ own: one that hangs or crashes is a finding, not the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -303,9 +304,15 @@ def browser() -> list[Finding]:
     return [Finding("note", "Chromium", "not here; only the course's own tests in a browser want it")]
 
 
-def find_chromium() -> str:
-    """The Chromium or Chrome on this machine that tests can use, "" if there is none."""
+def find_chromium() -> str | None:
+    """The system's Chromium or Chrome, or the one that Playwright brings; ``None`` if there is neither."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
         if path := shutil.which(name):
             return path
-    return ""
+    with contextlib.suppress(Exception):
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as playwright:
+            path = playwright.chromium.executable_path
+            return path if Path(path).exists() else None
+    return None

@@ -22,26 +22,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from mha_course.doctor import find_chromium
+
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-run"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 THIS = "jupyterapp.shell.currentWidget.content"  # the notebook in front, in JupyterLab's own words
 PATIENCE = 90  # seconds to wait for anything
-
-
-def find_chromium() -> str | None:
-    """The system's Chromium or Chrome, or the one that Playwright brings; ``None`` if there is neither."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    with contextlib.suppress(Exception):
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as playwright:
-            path = playwright.chromium.executable_path
-            return path if Path(path).exists() else None
-    return None
 
 
 def make_root(root: Path, *folders: str | Path) -> Path:
@@ -125,14 +113,15 @@ def wait_for(done, explain, process) -> None:
 
 
 @contextlib.contextmanager
-def browser(width: int = 1100, height: int = 900) -> Iterator:
-    """A page of headless Chromium."""
+def browser(width: int = 1100, height: int = 900, sharpness: int = 1) -> Iterator:
+    """A page of headless Chromium, with ``sharpness``² dots for each of its pixels."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         try:
-            page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
+            size = {"width": width, "height": height}
+            page = chromium.new_context(viewport=size, device_scale_factor=sharpness).new_page()
             page.set_default_timeout(PATIENCE * 1000)
             yield page
         finally:

@@ -25,10 +25,10 @@ ANSWERS = {
 
 
 def take(file: Path) -> None:
-    """Run the lesson up to the wrong answer, and photograph the answer and its card."""
+    """Run the lesson up to the wrong answer, and photograph the card."""
     with tempfile.TemporaryDirectory() as folder:
         root = lab.make_root(Path(folder) / "course", "notebooks")
-        with lab.server(root) as address, lab.browser(width=1000, height=1400) as page:
+        with lab.server(root) as address, lab.browser(width=900, height=1200, sharpness=2) as page:
             notebook = lab.Notebook(page, address, "notebooks/01_one_head/01_one_head.ipynb")
             page.evaluate("() => jupyterapp.shell.collapseLeft()")
             cells = notebook.cells()
@@ -41,10 +41,10 @@ def take(file: Path) -> None:
             page.wait_for_timeout(500)
             check = notebook.locate("check_attend")
             check.scroll_into_view_if_needed()
-            card = check.locator(".jp-OutputArea-output").first
-            card.scroll_into_view_if_needed()
             page.mouse.move(5, 5)
-            check.screenshot(path=str(file))
+            box = check.bounding_box()
+            box["height"] -= 4  # without the line that JupyterLab draws below the cell just run
+            page.screenshot(path=str(file), clip=box)
 
 
 if __name__ == "__main__":
