@@ -131,7 +131,7 @@ def main() -> None:
         for shape in shapes:
             for need_weights in (False, True):
                 for way in WAYS:
-                    theirs, ours = (peak_growth(name, shape, way, need_weights) for name in MODULES)
+                    theirs, ours = (max(0.1, peak_growth(name, shape, way, need_weights)) for name in MODULES)
                     print(
                         f"{_row(shape, need_weights, way)} {theirs:.1f} | {ours / theirs:.2f} |", flush=True
                     )
