@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .conversion import add_bias_kv, add_zero_attn, to_may_attend
 from .many_heads import merge_heads, split_heads
-from .masks import masked_softmax, to_additive
+from .masks import to_additive
 from .misuse import refuse_misuse, refuse_wrong_masks
 from .module import unpack_projections
 
@@ -141,18 +141,24 @@ class MultiheadAttention(nn.Module):
         q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
         if self.add_zero_attn:
             k, v, may_attend = add_zero_attn(k, v, may_attend)
+
+        mask = dead = None
+        if may_attend is not None:
+            dead = ~may_attend.any(
+                -1, keepdim=True
+            )  # (N or 1, H or 1, L or 1, 1): rows that may look at nothing
+            mask = to_additive(may_attend | dead, q.dtype)  # no row is all −∞: gradients stay finite
         if bias is not None:
             bias = F.pad(bias, (0, k.shape[2] - bias.shape[-1]))  # nothing is added at the extra keys
-            if q.dtype != query.dtype:  # autocast
-                bias = bias.to(q.dtype)
+            mask = mask + (bias if q.dtype == query.dtype else bias.to(q.dtype))  # they differ under autocast
 
-        dropout_p = self.dropout if self.training else 0.0
+        dropout_p, weights = self.dropout if self.training else 0.0, None
         if need_weights:
-            output, weights = _attend(q, k, v, may_attend, bias, dropout_p, average_attn_weights)
+            output, weights = _attend(q, k, v, mask, dead, dropout_p, average_attn_weights)
             weights = weights if batched else weights.squeeze(0)
-        else:
-            output, weights = _attend_fused(q, k, v, may_attend, bias, dropout_p, is_causal), None
-        output = merge_heads(output)  # (N, L, E)
+        else:  # the same numbers, but the (L, S) matrix is never stored
+            output = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
+        output = merge_heads(output if dead is None else output.masked_fill(dead, 0.0))  # (N, L, E)
         return self.out_proj(self._swap_layout(output) if batched else output.squeeze(0)), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -202,8 +208,8 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    may_attend: Tensor | None,
-    bias: Tensor | None,
+    mask: Tensor | None,
+    dead: Tensor | None,
     dropout_p: float,
     average: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -211,49 +217,35 @@ def _attend(
     (N, H, L, _), S = q.shape, k.shape[2]
     k, v = k.contiguous(), v.contiguous()  # every product below would make its own copy
     if torch.compiler.is_compiling() or dropout_p or N * H * L * S <= SCORES_AT_ONCE:
-        return _attend_rows(q, k, v, may_attend, bias, dropout_p, average)
+        return _attend_rows(q, k, v, mask, dead, dropout_p, average)
     rows = max(1, SCORES_AT_ONCE // (N * H * S))  # some queries at a time
 
     def parts(x: Tensor | None) -> list[Tensor | None]:
-        shared = x is None or x.shape[-2] == 1  # the same for every query
-        return [x] * math.ceil(L / rows) if shared else x.split(rows, dim=-2)
+        shared = x is None or x.shape[2] == 1  # the same for every query
+        return [x] * math.ceil(L / rows) if shared else x.split(rows, dim=2)
 
     blocks = [
-        _attend_rows(q, k, v, m, b, 0.0, average) for q, m, b in zip(parts(q), parts(may_attend), parts(bias))
+        _attend_rows(q, k, v, m, d, 0.0, average) for q, m, d in zip(parts(q), parts(mask), parts(dead))
     ]
     output, weights = (torch.cat(pieces, dim=-2) for pieces in zip(*blocks))
     return output, weights
 
 
-def _attend_rows(q, k, v, may_attend, bias, dropout_p, average) -> tuple[Tensor, Tensor]:
-    """`_attend` in one go."""
+def _attend_rows(q, k, v, mask, dead, dropout_p, average) -> tuple[Tensor, Tensor]:
+    """`_attend` in one go: lesson 02's `masked_softmax`, with the zeros of dead rows where least is to be filled."""
     scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (N, H, L, S); q is smaller than the scores: divide it
-    if bias is not None:
-        scores = scores + bias
-    weights = torch.softmax(scores, -1) if may_attend is None else masked_softmax(scores, may_attend)
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     del scores
     if dropout_p:
         weights = F.dropout(weights, dropout_p)  # attention_dropout, with PyTorch's random numbers
-    return weights @ v, weights.mean(1) if average else weights
-
-
-def _attend_fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    may_attend: Tensor | None,
-    bias: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-) -> Tensor:
-    """Attention without its weights, (N, H, L, D): the same numbers, but the (L, S) matrix is never stored whole."""
-    if may_attend is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
-    dead = ~may_attend.any(-1, keepdim=True)  # (…, L or 1, 1): rows that may look at nothing
-    mask = may_attend | dead  # the kernel never sees a dead row: its gradients stay finite
-    if bias is not None:
-        mask = to_additive(mask, q.dtype) + bias
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p).masked_fill(dead, 0.0)
+    output = weights @ v  # (N, H, L, D)
+    if dead is not None and dead.shape[1] > 1:  # some heads may be dead, some alive
+        weights, dead = weights.masked_fill(dead, 0.0), None
+    if average:
+        weights = weights.mean(1, keepdim=True)  # (N, 1, L, S)
+    if dead is not None:
+        weights = weights.masked_fill(dead, 0.0)
+    return output, weights.squeeze(1) if average else weights
 
 
 def _by_head(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int) -> list[Tensor]:
