@@ -37,6 +37,34 @@ def parity(errors: Mapping[str, Mapping[str, float]], allowed: float) -> Figure:
     return fig
 
 
+@styled
+def filling_up(stages: Mapping[str, Mapping[str, Mapping[str, float]]], allowed: float) -> Figure:
+    """`parity` at several stages side by side, marks only: ✓ and light where they agree, ✗ and hatched where not.
+
+    Args:
+        stages: name → what `parity` takes; the same options in each.
+        allowed: differences up to this count as equal.
+    """
+    options = list(next(iter(stages.values())))
+    fig, axes = figure(1, len(stages), height=0.3 * len(options) + 1.2, sharey=True)
+    for ax, (stage, errors) in zip(axes, stages.items()):
+        columns = list(errors[options[0]])
+        for row, option in enumerate(options):
+            for column, what in enumerate(columns):
+                good = errors[option][what] <= allowed
+                look = {"facecolor": "#cfe8d8"} if good else {"facecolor": "#f3d6c6", "hatch": "///"}
+                ax.add_patch(_square(column, row, **look))
+                ax.text(column + 0.5, row + 0.5, "✓" if good else "✗", ha="center", va="center", color=INK)
+        ax.set(xlim=(0, len(columns)), ylim=(len(options), 0))
+        ax.set_title(stage, fontsize=10, pad=8)
+        ax.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=45, ha="right", fontsize=9)
+        ax.set_yticks([i + 0.5 for i in range(len(options))], options)
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    return fig
+
+
 def _square(column: int, row: int, **style: object):
     from matplotlib.patches import Rectangle
 

@@ -49,7 +49,7 @@ prediction = ...  # your guess, a number from 0 to 1
 # %%
 hidden_by_zero = torch.tensor([2.0, 1.0, 0.0]).softmax(-1)
 hidden_by_infinity = torch.tensor([2.0, 1.0, -torch.inf]).softmax(-1)
-print("your guess:        ", prediction)
+print("your guess:        ", "none" if prediction is ... else prediction)
 print("score 0 gives      ", [round(w, 2) for w in hidden_by_zero.tolist()])
 print("score −∞ gives     ", [round(w, 2) for w in hidden_by_infinity.tolist()])
 

@@ -216,7 +216,7 @@ plots.show(
     alt="Two histograms of row sums. In train mode they scatter between about 0 and 2 around a mean of 1; in eval "
     "mode all are exactly 1.",
 )
-print("your guess:", prediction)
+print("your guess:", "none" if prediction is ... else prediction)
 
 # %% [markdown]
 # **What to look for.** In training the sums scatter widely *around* 1 and in eval mode every single one is exactly 1. If

@@ -17,7 +17,7 @@
 # *About 60 minutes. At the end, PyTorch's own documented example runs unchanged on a class that you wrote, with the same
 # numbers.*
 #
-# You have a module. PyTorch has one, too: `torch.nn.MultiheadAttention`, with fifteen years of other people's habits in its
+# You have a module. PyTorch has one, too: `torch.nn.MultiheadAttention`, with years of other people's habits in its
 # arguments. To take its place, yours has to speak its language: its masks, its parameters, its shapes, its odd corners.
 # Nothing here is new mathematics. All of it is what breaks in practice.
 
@@ -73,7 +73,7 @@ values = torch.eye(4).view(1, 1, 4, 4)
 by_function = F.scaled_dot_product_attention(
     torch.rand(1, 1, 4, 2), torch.rand(1, 1, 4, 2), values, attn_mask=mask
 )[0, 0, 0]
-print("your guess:                           ", prediction)
+print("your guess:                           ", "none" if prediction is ... else prediction)
 print("module, where query 0 looks:  ", [round(w, 2) for w in by_module.tolist()])
 print("function, where query 0 looks:", [round(w, 2) for w in by_function.tolist()])
 
@@ -501,15 +501,19 @@ def differences(mine_class, kwargs, call):
     for module in (mine, theirs):
         output, weights = module(*inputs, **call)
         wanted = [*inputs, *module.parameters()]
-        results.append((output, weights, *torch.autograd.grad(output.sin().sum(), wanted)))
-    gaps = [(a - b).abs().max().item() for a, b in zip(*results)]
+        gradients = torch.autograd.grad(output.sin().sum(), wanted, materialize_grads=True)
+        results.append((output, weights, *gradients))
+    gaps = [(a - b).abs().max().item() if a.shape == b.shape else torch.inf for a, b in zip(*results)]
     return {"output": gaps[0], "weights": gaps[1], "gradients": max(gaps[2:])}
 
 
+def parity_table():
+    return {name: differences(MultiheadAttention, *case) for name, case in options.items()}
+
+
 # %%
-table = {name: differences(MultiheadAttention, *case) for name, case in options.items()}
 plots.show(
-    plots.drop_in.parity(table, allowed=1e-9),
+    plots.drop_in.parity(parity_table(), allowed=1e-9),
     alt="A table with a row for each of eleven options and columns for output, weights and gradients. Every square has a "
     "tick; the differences are far below 1e-9.",
 )
@@ -517,6 +521,40 @@ plots.show(
 # %% [markdown]
 # **What to look for.** No crosses. If you comment out a line of your forward and run these cells again, you see which options
 # it was for.
+
+# %% [markdown]
+# ### How it filled up
+#
+# Take three of your functions away again: no masks, no extra keys, as at the end of lesson 04. Then give them back, one by
+# one, and measure the whole table each time. (Only what your forward *calls* can be taken away. If you wrote a step into the
+# forward itself, its squares are green from the start.)
+
+# %%
+nothing_done = {
+    "to_may_attend": lambda attn_mask, key_padding_mask, N, H: None,
+    "add_bias_kv": lambda k, v, bias_k, bias_v, may_attend: (k, v, may_attend),
+    "add_zero_attn": lambda k, v, may_attend: (k, v, may_attend),
+}
+yours = {name: globals()[name] for name in nothing_done}
+try:
+    globals().update(nothing_done)
+    stages = {"as in lesson 04": parity_table()}
+    for name in yours:
+        globals()[name] = yours[name]
+        stages["+ " + name] = parity_table()
+finally:
+    globals().update(yours)  # whatever happens, you get all of them back
+
+# %%
+plots.show(
+    plots.drop_in.filling_up(stages, allowed=1e-9),
+    alt="The parity table four times. As in lesson 04: crosses at the boolean masks and at both kinds of extra keys. With "
+    "to_may_attend the masks turn to ticks, with add_bias_kv and add_zero_attn their own rows; in the last table all are ticks.",
+)
+
+# %% [markdown]
+# **What to look for.** Each function turns its own rows and no others, and always all three squares of a row at once: when the
+# output is right but a gradient is not, something was cut off from the graph.
 
 # %% [markdown]
 # ## Break it
