@@ -353,6 +353,62 @@ def test_what_works_on_a_gpu_passes_the_pretended_one(answer):
     assert report.status == "right", text
 
 
+def to_the_cpu_and_back(q, k, v):
+    scores = (q.cpu() @ k.cpu().mT).to(q.device) / math.sqrt(q.shape[-1])
+    weights = torch.softmax(scores, -1)
+    return weights @ v, weights
+
+
+def test_a_round_trip_to_the_cpu_is_seen_on_the_pretended_gpu():
+    report, text = told(to_the_cpu_and_back)
+    assert report.cause == "device" and "make everything wait" in text and ".cpu()" in text
+
+
+class Shift(torch.nn.Module):
+    """Adds 0, 1, 2, …; a plain attribute or a buffer holds them."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        if buffer:
+            self.register_buffer("steps", torch.arange(3), persistent=False)
+        else:
+            self.steps = torch.arange(3)
+
+    def forward(self, x):
+        return x + self.steps
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_tensor_kept_as_a_plain_attribute_is_named_on_the_pretended_gpu(buffer):
+    case = Case("any", lambda draw: {"x": draw.normal(2, 3)}, construct={})
+    exercise = Exercise("Shift", "0.9", lambda: Shift(True), ("x",), (case,), is_class=True)
+    report = examine(exercise, LocalAnswer(lambda: Shift(buffer)))
+    assert report.status == ("right" if buffer else "wrong")
+    assert buffer or "`self.steps = …`" in report.card.cause
+
+
+def test_what_keeps_a_state_is_made_anew_for_every_call():
+    def timed(fn, device):
+        fn()
+        return device.clock()
+
+    case = Case("once", lambda draw: {"fn": Named("simulated_kernel"), "device": Named("simulated_gpu")})
+    exercise = Exercise("timed", "0.8", timed, ("seconds",), (case, dataclasses.replace(case, name="again")))
+    exercise = dataclasses.replace(exercise, device_safe=False)
+    assert examine(exercise, LocalAnswer(lambda fn, device: timed(fn, device))).status == "right"
+
+
+def test_an_input_moved_to_another_device_has_changed():
+    def moved(batch):
+        batch["x"] = batch["x"].to("meta")
+        return 1
+
+    case = Case("a dict", lambda draw: {"batch": {"x": draw.normal(2)}})
+    exercise = Exercise("moved", "0.7", lambda batch: 1, ("count",), (case,), device_safe=False)
+    report = examine(exercise, LocalAnswer(moved))
+    assert report.cause == "changed"
+
+
 def test_gradients_asked_for_inside_an_answer_do_not_end_the_process_on_the_pretended_gpu():
     def with_autograd(q, k, v):
         with torch.enable_grad():

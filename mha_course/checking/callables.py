@@ -2,6 +2,9 @@
 
 ``Named("softmax_rows")`` in a case becomes the function of that name on the answer's side of the
 process boundary: a function cannot cross it, its name can. Nothing here is an answer to anything.
+
+Some arguments keep a state (a clock, a queue) and must be new for every call: those are registered by
+`made_anew`, and their name stands for what the registered function gives when the call is made.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mha_course.devices import SimulatedDevice
+
 KNOWN: dict[str, Callable] = {}
+MADE_ANEW: set[str] = set()
 
 
 def known(function: Callable) -> Callable:
@@ -20,6 +26,17 @@ def known(function: Callable) -> Callable:
         raise ValueError(f"two known callables are called {function.__name__!r}")
     KNOWN[function.__name__] = function
     return function
+
+
+def made_anew(make: Callable) -> Callable:
+    """Make ``Named(make.__name__)`` stand for ``make()``, a new one for every call of an answer."""
+    MADE_ANEW.add(known(make).__name__)
+    return make
+
+
+def resolve(name: str) -> Callable:
+    """What a call of an answer gets for ``Named(name)``."""
+    return KNOWN[name]() if name in MADE_ANEW else KNOWN[name]
 
 
 @known
@@ -77,3 +94,45 @@ def chained_products(x: Tensor) -> Tensor:
     """A single number in which neighbours meet: Σ xᵢ · xᵢ₊₁². Any shape → ()."""
     flat = x.flatten()
     return (flat[:-1] * flat[1:].pow(2)).sum()
+
+
+@known
+def softmax_without_shift(x: Tensor) -> Tensor:
+    """exp(x) shared out over the last dimension, with nothing done against overflow. Any shape → same."""
+    e = x.exp()
+    return e / e.sum(-1, keepdim=True)
+
+
+# ------------------------------------------------------------- a GPU that is not there, and its work
+
+_simulated = SimulatedDevice()
+
+
+def _simulate(**settings) -> SimulatedDevice:
+    global _simulated
+    _simulated = SimulatedDevice(**settings)
+    return _simulated
+
+
+@known
+def simulated_kernel() -> None:
+    """Queues work on the simulated device that was made last."""
+    _simulated.kernel()
+
+
+@made_anew
+def simulated_gpu() -> SimulatedDevice:
+    """A kernel of 6 ms that takes 0.3 ms to launch."""
+    return _simulate()
+
+
+@made_anew
+def simulated_slow_gpu() -> SimulatedDevice:
+    """A kernel of 80 ms, 5 ms to launch; one more slow call at first."""
+    return _simulate(seconds=0.08, launch=5e-3, slow=4)
+
+
+@made_anew
+def simulated_busy_host() -> SimulatedDevice:
+    """A kernel of 2 ms that takes longer to launch, 3 ms, than to run."""
+    return _simulate(seconds=2e-3, launch=3e-3)

@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ from . import callables, guards
 from .exercise import Draw, Named, Step
 
 OURS = tuple(
-    str(Path(__file__).parents[1] / part) for part in ("checking", "reference", "tutor.py", "grading")
+    str(Path(__file__).parents[1] / part)
+    for part in ("checking", "reference", "tutor.py", "grading", "devices.py")
 )
 ELSEWHERE = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
@@ -74,8 +75,9 @@ class Failure:
     """An exception in the answer, as plain words.
 
     Args:
-        kind: "raised", "not written", "too slow", "parameters" (the state dict does not fit), "mixed" or
-            "waits" (see `guards.device_mistake`).
+        kind: "raised", "not written", "too slow", "parameters" (the state dict does not fit); on the
+            pretended GPU also "mixed" or "waits" (see `guards.device_mistake`), "attribute" (mixed, by a module's
+            plain attributes, which are the message) and "round trip" (to the CPU and back again).
         types: names of the exception's class and its bases.
         message: what the exception says.
         lines: the learner's own lines on the way to it, outermost first: (function, line number, code).
@@ -255,7 +257,7 @@ def _keyword(arguments: Mapping[str, Any], keywords: tuple[str, ...]) -> dict[st
 
 
 def _resolve(value: Any) -> Any:
-    return callables.KNOWN[value.name] if isinstance(value, Named) else value
+    return callables.resolve(value.name) if isinstance(value, Named) else value
 
 
 def _plain(leaf: Any) -> Any:
@@ -268,7 +270,9 @@ def _plain(leaf: Any) -> Any:
 def _same(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor):
         return True
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b.detach()) | (a != a)).all())
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return a.device.type == "meta" or bool(((a == b.detach()) | (a != a)).all())
 
 
 def _gradients(value: Any, leaves: dict[str, Tensor], seed: int) -> tuple[dict, bool, str]:
@@ -292,7 +296,7 @@ def _gradients(value: Any, leaves: dict[str, Tensor], seed: int) -> tuple[dict, 
 
 
 def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
-    value, failure = None, None
+    value, failure, function = None, None, None
     with _quiet(io.StringIO()), _seeded(call.seed), guards.pretend_cuda() as to_gpu:
         try:
             with time_limit(call.seconds):
@@ -320,8 +324,14 @@ def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            failure = _failure(error, guards.device_mistake(error) or "raised")
+            kind = guards.device_mistake(error) or "raised"
+            attribute = kind == "mixed" and guards.left_behind(function)
+            failure = _failure(error, "attribute" if attribute else kind)
+            if attribute:
+                failure = replace(failure, message=", ".join(attribute))
         places = tuple(x.device.type for x in tree_leaves(value) if isinstance(x, Tensor))
+        if failure is None and to_gpu.copied_back and "cpu" not in places:
+            failure = Failure("round trip", ("RuntimeError",), "copied to the CPU and back")
     return Observation(value=places, failure=failure)
 
 

@@ -323,6 +323,8 @@ def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Differ
         if close(seen, expected, tolerance):
             return None
         details = ()
+        if not isinstance(expected, (int, float)) or isinstance(expected, bool):
+            return Difference("values", f"{name} is {seen!s:.80}, expected {expected!s:.80}.", (), name)
         if isinstance(seen, float) and seen != seen:
             details = ("NaN: somewhere 0 was divided by 0, or ∞ met −∞.",)
         return Difference("values", f"{name} is a wrong number.", details, name, seen, expected, tolerance)

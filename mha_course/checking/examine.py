@@ -267,7 +267,7 @@ def _card(
             note = f"{what}{note}" if note.startswith("[") else ", ".join(filter(None, (what, note)))
     hint = ""
     if cause is not None:
-        says = " And a second thing: ".join(m.says for m in cause.misconceptions)
+        says = " And there is a second thing. ".join(m.says for m in cause.misconceptions)
         number = next((m.hint for m in cause.misconceptions if m.hint), None)
         hint = (
             f"Open hint {number} of exercise {exercise.number}."
@@ -381,6 +381,16 @@ _DEVICE = {
         "Your code asks for the value of a number (`.item()`, `float(…)`, `if tensor:`, `.tolist()`, NumPy). "
         "On a GPU that stops Python until all work before it is done. Stay with tensors.",
     ),
+    "attribute": (
+        "right on the CPU; on a GPU it would stop.",
+        "`module.to(device)` moves parameters and buffers. A tensor kept as a plain attribute (`self.mask = …`) stays "
+        "where it was made, on the CPU, and meets inputs that are on the GPU. Register it as a buffer.",
+    ),
+    "round trip": (
+        "right on the CPU; on a GPU it would make everything wait.",
+        'Your code brings numbers back from the GPU to the CPU in the middle of the work (`.cpu()`, `.to("cpu")`). '
+        "Python stops there until all work before it is done, and then the copy has to travel. Stay on the device.",
+    ),
     "left": (
         "right on the CPU; on a GPU the result would come back to the CPU.",
         "The inputs are on the GPU, the result is not: a `.cpu()`, or a result tensor made without `device=`.",
@@ -397,7 +407,7 @@ def device_finding(
         if trial.case.raises or trial.expected.failure is not None:
             continue  # nothing can be said where the reference itself cannot run without values
         seen = answer.observe(trial.call)
-        if seen.failure is not None and seen.failure.kind in ("mixed", "waits"):
+        if seen.failure is not None and seen.failure.kind in _DEVICE:
             return seen.failure.kind, seen, trial
         if seen.failure is None and "cpu" in (seen.value or ()) and "cpu" not in (trial.expected.value or ()):
             return "left", seen, trial
@@ -411,6 +421,8 @@ def _device(exercise: Exercise, answer: Answer, seed: int, reference_allowed: bo
         return found
     kind, seen, trial = found
     headline, says = _DEVICE[kind]
+    if kind == "attribute":
+        says = says.replace("self.mask", f"self.{seen.failure.message.split(', ')[0]}")
     cause, named, hint = "device", False, f"The hints of exercise {exercise.number} lead on."
     trials = prepare(exercise, seed, True)
     for candidate, wrong in candidates(exercise):

@@ -124,6 +124,10 @@ class _PretendCuda(TorchFunctionMode):
     that finds no CUDA is made again on meta tensors, its results labelled as on the GPU.
     """
 
+    def __init__(self):
+        super().__init__()
+        self.copied_back = False
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
@@ -134,6 +138,8 @@ class _PretendCuda(TorchFunctionMode):
         if name == "__set__" and "requires_grad" in repr(getattr(func, "__self__", "")):
             return None
         kwargs.pop("requires_grad", None)
+        if name in ("cpu", "to") and args[0].device.type == "cuda" and _asks_for_cpu(name, args, kwargs):
+            self.copied_back = True
         try:
             return func(*args, **kwargs)
         except (RuntimeError, AssertionError) as error:
@@ -168,6 +174,14 @@ class _PretendCuda(TorchFunctionMode):
         )
 
 
+def _asks_for_cpu(name: str, args: tuple, kwargs: dict) -> bool:
+    if name == "cpu":
+        return True
+    given = [*args[1:2], kwargs.get("device"), kwargs.get("other")]
+    places = [x.device if isinstance(x, Tensor) else x for x in given]
+    return any(isinstance(x, (str, torch.device)) and torch.device(x).type == "cpu" for x in places)
+
+
 def _tensor_safe(twin: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def apply(leaf):
         return twin(leaf) if isinstance(leaf, (Tensor, torch.device, str)) else leaf
@@ -175,20 +189,32 @@ def _tensor_safe(twin: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+class PretendedGpu:
+    """What `pretend_cuda` gives: call it with a tensor for the tensor's twin on the GPU that is not there."""
+
+    def __init__(self, mode: _PretendCuda):
+        self._mode = mode
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+
+    @property
+    def copied_back(self) -> bool:
+        """Whether anything was copied from the GPU to the CPU so far."""
+        return self._mode.copied_back
+
+
 @contextlib.contextmanager
-def pretend_cuda() -> Iterator[Callable[[Tensor], Tensor]]:
+def pretend_cuda() -> Iterator[PretendedGpu]:
     """A block in which tensors can be on a CUDA device that does not exist; they have shapes, no values.
 
-    Gives a function that turns a tensor into its twin on that device.
     Source: FakeTensorMode, https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    def to_gpu(x: Tensor) -> Tensor:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _PretendCuda():
-        yield to_gpu
+    mode = _PretendCuda()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), mode:
+        yield PretendedGpu(mode)
 
 
 def move_module(module: torch.nn.Module, to_gpu: Callable[[Tensor], Tensor]) -> None:
@@ -200,6 +226,13 @@ def move_module(module: torch.nn.Module, to_gpu: Callable[[Tensor], Tensor]) -> 
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = to_gpu(buffer)
+
+
+def left_behind(module: Any) -> list[str]:
+    """Names of a module's tensors that `move_module` does not move: plain attributes."""
+    if not isinstance(module, torch.nn.Module):
+        return []
+    return [name for part in module.modules() for name, x in vars(part).items() if isinstance(x, Tensor)]
 
 
 def device_mistake(error: BaseException) -> str | None:

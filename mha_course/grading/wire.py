@@ -332,7 +332,7 @@ def observation_from(body: Any, data: memoryview) -> Observation:
     )
 
 
-FAILURES = ("raised", "not written", "too slow", "parameters", "mixed", "waits")
+FAILURES = ("raised", "not written", "too slow", "parameters", "mixed", "waits", "attribute", "round trip")
 
 
 def _failure_from(claim: Any) -> Failure | None:
