@@ -6,6 +6,7 @@ what the checks compare a learner's answer with; read them after you have writte
 
 from .conversion import *  # noqa: F403
 from .drop_in import *  # noqa: F403
+from .gpu import *  # noqa: F403
 from .many_heads import *  # noqa: F403
 from .masks import *  # noqa: F403
 from .module import *  # noqa: F403
