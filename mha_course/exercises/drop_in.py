@@ -486,6 +486,10 @@ def pad_true(mask):
     return None if mask is None else F.pad(mask, (0, 1), value=True)
 
 
+def pad_true_first(mask):
+    return None if mask is None else F.pad(mask, (1, 0), value=True)
+
+
 def pad_false(mask):
     return None if mask is None else F.pad(mask, (0, 1), value=False)
 
@@ -553,7 +557,7 @@ ADD_BIAS_KV = Exercise(
         Misconception(
             "mask-column-first",
             "The new column of the mask stands first; the new key stands last.",
-            part={"mask": lambda mask: None if mask is None else F.pad(mask, (1, 0), value=True)},
+            part={"mask": pad_true_first},
             hint=2,
         ),
         Misconception(
@@ -561,6 +565,7 @@ ADD_BIAS_KV = Exercise(
             "The new key stands before the others; agreed was after them, as in torch.",
             part={"where": "first"},
             hint=1,
+            also=(bias_kv_with(where="first", mask=pad_true_first),),
         ),
         Misconception(
             "added-not-appended",
@@ -663,6 +668,7 @@ ADD_ZERO_ATTN = Exercise(
             "The zeros stand before the other keys; agreed was after them, as in torch.",
             part={"where": "first"},
             hint=1,
+            also=(zero_attn_with(where="first", mask=pad_true_first),),
         ),
         Misconception(
             "one-more-head",

@@ -653,6 +653,7 @@ MASKED_SOFTMAX = Exercise(
             "The mask works the wrong way round: True means *may* look, and you close what is True (and so other rows die).",
             part={"close": lambda s, m: s.masked_fill(m, -INF), "after": lambda w, m: w},
             hint=1,
+            also=(softmax_parts(close=lambda s, m: s.masked_fill(m, -1e9), after=lambda w, m: w),),
         ),
         Misconception(
             "after-the-softmax",
