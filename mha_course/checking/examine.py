@@ -267,7 +267,7 @@ def _card(
             note = f"{what}{note}" if note.startswith("[") else ", ".join(filter(None, (what, note)))
     hint = ""
     if cause is not None:
-        says = " And there is a second thing. ".join(m.says for m in cause.misconceptions)
+        says = "\n".join(m.says for m in cause.misconceptions)
         number = next((m.hint for m in cause.misconceptions if m.hint), None)
         hint = (
             f"Open hint {number} of exercise {exercise.number}."

@@ -49,7 +49,7 @@ class Card:
         lines: what was seen and expected, a sentence each.
         grids: yours and expected, side by side.
         grid_note: what part of which tensor the grids show.
-        cause: the likely cause, in a tutor's words.
+        cause: the likely cause, in a tutor's words; two mistakes at once, two lines.
         hint: what to open or do next.
         code: the learner's own lines that raised: (function, line number, code).
         notes: warnings and prints of the answer.
@@ -179,8 +179,8 @@ def as_text(card: Card) -> str:
         out.append(f"    {function}, line {line}:  {code}")
     if card.grids:
         out += ["", *_grids_as_text(card), ""]
-    if card.cause:
-        out.append(textwrap.fill(f"→ {card.cause}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+    for cause in card.cause.splitlines():
+        out.append(textwrap.fill(f"→ {cause}", WIDTH, initial_indent="  ", subsequent_indent="    "))
     if card.hint:
         out.append(textwrap.fill(card.hint, WIDTH, initial_indent="  ", subsequent_indent="  "))
     out += [
@@ -253,8 +253,8 @@ def as_html(card: Card) -> str:
             note.append("✗ marks the numbers that differ")
         if note:
             parts.append(f'<div style="{_SOFT};font-size:0.9em">{_inline("; ".join(note))}</div>')
-    if card.cause:
-        parts.append(f'<div style="margin-top:6px">→ {_inline(card.cause)}</div>')
+    for cause in card.cause.splitlines():
+        parts.append(f'<div style="margin-top:6px">→ {_inline(cause)}</div>')
     if card.hint:
         parts.append(f'<div style="margin-top:2px;{_SOFT}">{_inline(card.hint)}</div>')
     parts += [f'<div style="{_SOFT};font-size:0.9em">note: {_inline(note)}</div>' for note in card.notes]
