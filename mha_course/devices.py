@@ -61,8 +61,8 @@ class SimulatedDevice:
         seconds: float = 6e-3,
         launch: float = 3e-4,
         slow: int = 3,
-        disturbed: tuple[int, ...] = (5, 10),
-        lucky: tuple[int, ...] = (2, 8),
+        disturbed: tuple[int, ...] = (3, 8),
+        lucky: tuple[int, ...] = (0, 6),
     ):
         self.seconds, self.launch, self.slow = seconds, launch, slow
         self.disturbed, self.lucky = disturbed, lucky
