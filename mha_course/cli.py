@@ -51,6 +51,7 @@ COMMANDS = {
     ),
     "build": Command("building", "make the notebooks from solutions/"),
     "audit": Command("checking.audit", "put every known wrong answer to the checks"),
+    "gpu": Command("measuring.command", "check and measure attention on a GPU, and write it down"),
     "grade": Command("grading.command", "grade what a class has handed in for a lesson"),
 }
 

@@ -284,7 +284,7 @@ def _gradients(value: Any, leaves: dict[str, Tensor], seed: int) -> tuple[dict, 
     if not attached:
         return dict.fromkeys(leaves), True, ""
     draw = Draw(seed + 1)
-    total = sum((x * draw.normal(*x.shape, dtype=x.dtype)).sum() for x in outputs)
+    total = sum((x * draw.normal(*x.shape, dtype=x.dtype).to(x.device)).sum() for x in outputs)
     try:
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     except RuntimeError as error:

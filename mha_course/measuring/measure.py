@@ -34,8 +34,9 @@ PLANS = {
 COPIED = {"cuda": 2**30, "mps": 2**28, "cpu": 2**27}  # bytes: far beyond any cache
 MULTIPLIED = {"cuda": 8192, "mps": 4096, "cpu": 1024}  # rows and columns
 SAMPLE = {"cuda": 2e-3, "mps": 2e-3, "cpu": 1e-3}  # seconds a sample takes at least, by calling several times
-ROUNDS = (5, 25)  # at least, at most
-CELL = 0.5  # seconds that the samples of one figure should take together
+ROUNDS = (3, 25)  # samples at least, at most
+CELL = {"cuda": 0.5, "mps": 0.5, "cpu": 0.2}  # seconds that the samples of one figure should take, at most
+SHARES = 2.0  # no way may take more than twice its equal share of the time
 
 
 def measure(
@@ -64,7 +65,8 @@ def measure(
         directions: from `DIRECTIONS`.
         shape: N, H, D of the inputs.
         block: tile of the tiled version.
-        budget_s: seconds that all of it may take; every way has the same share. What does not fit is left out.
+        budget_s: seconds that all of it may take; no way may take more
+            than twice its equal share. What does not fit is left out.
         save_to: a file that always holds what is known so far.
         record: one that has been begun (with ``checks``) and is to be filled.
         says: is told each finished line, e.g. ``print``.
@@ -158,6 +160,7 @@ class _Run:
     )  # (way, precision, direction) → why, for every larger L
     share: float = 0.0  # seconds that each way has in the present block
     spent: dict[str, float] = field(default_factory=dict)
+    cell_ends: float = 0.0  # when the present length should be done
 
     def save(self) -> None:
         if self.save_to is not None:
@@ -183,14 +186,19 @@ def _all(
     passes = [{name: way for name, way in chosen.items() if way.compiled == late} for late in (False, True)]
     blocks = [(group, precision) for group in passes if group for precision in precisions]
     for done, (group, precision) in enumerate(blocks):
-        run.share = max(0.0, run.left()) / (len(blocks) - done) / len(group)
+        run.share = SHARES * max(0.0, run.left()) / (len(blocks) - done) / len(group)
         run.spent = dict.fromkeys(group, 0.0)
         with using(precision):
             if any(way.compiled for way in group.values()):
                 torch.compiler.reset()  # torch.compile keeps a few variants of a function only
-            for L in sizes:
+            block_ends = time.monotonic() + run.left() / (len(blocks) - done)
+            todo = sum(L**0.7 * (1 + 2 * (way == DIRECTIONS[1])) for L in sizes for way in directions)
+            for L in sizes:  # the longest have the larger part of the time: they need it
                 for direction in directions:
                     backward = direction == DIRECTIONS[1]
+                    weight = L**0.7 * (3 if backward else 1)
+                    run.cell_ends = time.monotonic() + (block_ends - time.monotonic()) * weight / todo
+                    todo -= weight
                     setting = Setting(run.machine.device, precision, backward, N, H, L, D, block)
                     _one_length(run, group, setting, direction)
     run.record["ceilings_after"] = ceilings(run.machine, precisions)  # as fast as before?
@@ -215,6 +223,8 @@ def _one_length(run: _Run, group: dict[str, Way], setting: Setting, direction: s
                 run.record["points"].append(point | {"failed": str(error)})
         run.machine.tidy()
     for number in range(ROUNDS[1]):
+        if number >= ROUNDS[0] and time.monotonic() > run.cell_ends:
+            break
         for name in list(ready)[:: 1 if number % 2 == 0 else -1]:
             if number < ready[name].rounds:
                 with _spending(run, name):
@@ -244,13 +254,13 @@ def _too_much(run: _Run, point: dict[str, Any]) -> str | None:
     ]
     left = min(run.share - run.spent[point["way"]], run.left())
     if left <= 0:
-        return f"no time left (each way has {run.share:.0f} s)"
+        return f"no time left (each way has {run.share:.0f} s at most)"
     if not before:
         return None
     growth = (point["L"] / before[-1]["L"]) ** 2
-    expected = before[-1]["seconds"]["median"] * growth * (ROUNDS[0] + 3)
+    expected = before[-1]["seconds"]["median"] * growth * (ROUNDS[0] + 4)
     if expected > left:
-        return f"would take {expected:.0f} s, {left:.0f} s are left"
+        return f"would take {expected:.1f} s, {left:.1f} s are left"
     if not run.machine.survives_running_out() and (free := run.machine.free()) is not None:
         needed = (before[-1]["peak_bytes"] or 0) * growth
         if needed > 0.7 * free:
@@ -271,7 +281,7 @@ class _Sampler:
         self.fn, self.peak, self.moved, once = _tried(run, point["way"], way, setting)
         self.flops = all_ways.flops(way, setting)
         self.times = max(1, min(100, round(SAMPLE[kind] / max(once, 1e-7))))
-        self.rounds = max(ROUNDS[0], min(ROUNDS[1], int(CELL / (once * self.times))))
+        self.rounds = max(ROUNDS[0] + 2, min(ROUNDS[1], int(CELL[kind] / (once * self.times))))
         self.samples: list[float] = []
         self.failed = ""
 
@@ -317,7 +327,7 @@ def _tried(
                 peak, moved = machine.compiled_peak(fn), all_ways.least_bytes(setting)
             else:
                 peak, moved = machine.peak(fn), moved_bytes(fn)
-            return fn, peak, moved, machine.seconds(fn)
+            return fn, peak, moved, min(machine.seconds(fn) for _ in range(2))
     except (Exception, TooSlow) as error:
         reason = why(error, [str(warning.message) for warning in said])
     # outside the handler: what was raised holds on to the tensors of the frames it passed
