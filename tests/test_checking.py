@@ -1,6 +1,7 @@
 """The engine behind check(), on a small exercise of its own: every kind of wrong answer and what is said of it."""
 
 import dataclasses
+import inspect
 import math
 import warnings
 
@@ -602,6 +603,8 @@ def test_a_callable_argument_is_passed_by_name():
     assert told(lambda fn, x: fn(fn(x)), exercise)[0].status == "right"
     assert told(lambda fn, x: fn(x), exercise)[0].status == "wrong"
     for name, function in KNOWN.items():
+        if not inspect.signature(function).parameters:  # a piece of work to be timed
+            continue
         x = torch.randn(2, 5, 3, dtype=torch.float64)
         assert function(x).shape in (x.shape, ()), name
 
