@@ -399,6 +399,14 @@ def test_what_keeps_a_state_is_made_anew_for_every_call():
     assert examine(exercise, LocalAnswer(lambda fn, device: timed(fn, device))).status == "right"
 
 
+@pytest.mark.parametrize("given", [1.0, math.nan, -math.inf])
+def test_only_infinity_equals_an_expected_infinity(given):
+    case = Case("any", lambda draw: {"x": 1.0})
+    exercise = Exercise("endless", "0.6", lambda x: math.inf, ("size",), (case,), device_safe=False)
+    assert examine(exercise, LocalAnswer(lambda x: math.inf)).status == "right"
+    assert examine(exercise, LocalAnswer(lambda x: given)).status == "wrong"
+
+
 def test_an_input_moved_to_another_device_has_changed():
     def moved(batch):
         batch["x"] = batch["x"].to("meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ def tolerance_for(expected: Any, override: float | None) -> float:
         finite = expected[torch.isfinite(expected)]
         size = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
         return TOLERANCE.get(expected.dtype, 1e-9) * size
-    return 1e-9 * max(1.0, abs(expected)) if isinstance(expected, float) else 0.0
+    if not isinstance(expected, float):
+        return 0.0
+    return 1e-9 * max(1.0, abs(expected)) if math.isfinite(expected) else 1e-9
 
 
 def close(seen: Any, expected: Any, tolerance: float) -> bool:

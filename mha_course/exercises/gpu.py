@@ -248,9 +248,10 @@ def move_by_match(batch, device):
 
 def move_by_map(batch, device):
     if isinstance(batch, dict):
-        return dict(map(lambda pair: (pair[0], move_by_map(pair[1], device)), batch.items()))
+        moved = map(move_by_map, batch.values(), [device] * len(batch))
+        return dict(zip(batch.keys(), moved))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(map(lambda x: move_by_map(x, device), batch))
+        return type(batch)(map(move_by_map, batch, [device] * len(batch)))
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
@@ -1091,8 +1092,1158 @@ BENCHMARK = Exercise(
     ),
 )
 
+
+# ------------------------------------------------------------------- 7.5 and 7.6: counting work and bytes
+
+
+def flops_with(
+    per_product=2,
+    products=2,
+    heads=lambda H: H,
+    tokens=lambda L: L * L,
+    batch=lambda N: N,
+    width=lambda H, D: D,
+):
+    def attention_flops(N, H, L, D):
+        return per_product * products * batch(N) * heads(H) * tokens(L) * width(H, D)
+
+    return attention_flops
+
+
+def flops_by_matrices(N, H, L, D):
+    def product(rows, inner, columns):
+        return rows * columns * 2 * inner
+
+    return N * H * (product(L, D, L) + product(L, L, D))
+
+
+def flops_by_loops(N, H, L, D):
+    flops = 0
+    for _ in range(N * H):
+        for _ in range(L):
+            flops += 2 * L * D  # a row of scores
+            flops += 2 * L * D  # a row of the output
+    return flops
+
+
+def flops_counted(N, H, L, D):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q = torch.empty(N, H, L, D, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        (q @ q.mT) @ q
+    return counter.get_total_flops()
+
+
+def sizes(N, H, L, D, **more):
+    return lambda draw: {"N": N, "H": H, "L": L, "D": D, **more}
+
+
+ATTENTION_FLOPS = Exercise(
+    name="attention_flops",
+    number="7.5",
+    reference=reference.attention_flops,
+    returns=("flops",),
+    assemble=flops_with,
+    differentiable=False,
+    device_safe=False,
+    cases=(
+        Case("all sizes differ", sizes(2, 3, 7, 5)),
+        Case("one head", sizes(3, 1, 5, 4)),
+        Case("one token", sizes(5, 2, 1, 3)),
+    ),
+    misconceptions=(
+        Misconception(
+            "half-of-it",
+            "Half of it. Did you count the multiplications alone? Each comes with an addition, and FLOPs are both. Or one product "
+            "alone? There are two: queries with keys, weights with values.",
+            part={"per_product": 1},
+            hint=1,
+            also=(flops_with(products=1),),
+        ),
+        Misconception(
+            "a-quarter-of-it",
+            "A quarter of it: one product's multiplications. There are two products, and additions as well.",
+            part={"per_product": 1, "products": 1},
+            hint=1,
+        ),
+        Misconception(
+            "not-squared",
+            "Every query meets every key: the number of tokens counts twice, L · L.",
+            part={"tokens": lambda L: L},
+            hint=1,
+        ),
+        Misconception(
+            "heads-forgotten",
+            "Right for one head. There are H of them, each with products of its own.",
+            part={"heads": lambda H: 1},
+            hint=1,
+        ),
+        Misconception(
+            "heads-twice",
+            "H times too much: D is a head's features; all the heads' together are H · D, once.",
+            part={"width": lambda H, D: H * D},
+            hint=1,
+        ),
+        Misconception(
+            "batch-forgotten",
+            "Right for one sample. There are N of them.",
+            part={"batch": lambda N: 1},
+            hint=1,
+        ),
+        Misconception(
+            "width-forgotten",
+            "Each score is a sum over D features. Yours has only one multiplication and one addition for each.",
+            part={"width": lambda H, D: 1},
+            hint=1,
+        ),
+        Misconception(
+            "width-squared",
+            "D · D belongs to projections. In attention itself a dot product is D long, and there are L · L of them.",
+            part={"width": lambda H, D: D * D, "tokens": lambda L: L},
+            hint=1,
+            also=(flops_with(width=lambda H, D: D * D),),
+        ),
+        Misconception(
+            "softmax-counted",
+            "A little too much: something was added for the softmax (L · L of it). Here the two products count alone; beside L · L · D "
+            "the rest is small.",
+            wrong=lambda N, H, L, D: 4 * N * H * L * L * D + 5 * N * H * L * L,
+            hint=2,
+            also=tuple(
+                lambda N, H, L, D, c=c: 4 * N * H * L * L * D + c * N * H * L * L for c in (1, 2, 3, 4)
+            ),
+        ),
+        Misconception(
+            "minus-one",
+            "A little too little: a sum of D numbers has D − 1 additions, true. The field counts D, multiplications and additions "
+            "always in pairs.",
+            wrong=lambda N, H, L, D: N * H * L * (L * (2 * D - 1) + D * (2 * L - 1)),
+            hint=2,
+        ),
+        Misconception(
+            "forward-and-backward",
+            "Too much: the backward pass is in it. Count the forward one.",
+            wrong=lambda N, H, L, D: 12 * N * H * L * L * D,
+            hint=2,
+            also=(lambda N, H, L, D: 14 * N * H * L * L * D,),
+        ),
+    ),
+    styles=(
+        Style("four times", lambda N, H, L, D: 4 * N * H * L**2 * D),
+        Style("two products", flops_by_matrices),
+        Style("counted in loops", flops_by_loops),
+        Style("math.prod", lambda N, H, L, D: 2 * 2 * math.prod((N, H, L, L, D))),
+        Style("torch counts", flops_counted),
+        Style("from the whole width", lambda N, H, L, D: 2 * 2 * N * L * L * (H * D)),
+    ),
+)
+
+
+def bytes_with(
+    ends=4,
+    inner=4,
+    size=lambda dtype: dtype.itemsize,
+    heads=lambda H: H,
+    when=lambda fused: not fused,
+    square=lambda L: L * L,
+):
+    def attention_bytes(N, H, L, D, dtype, fused):
+        numbers = ends * N * heads(H) * L * D
+        if when(fused):
+            numbers += inner * N * heads(H) * square(L)
+        return numbers * size(dtype)
+
+    return attention_bytes
+
+
+def bytes_by_steps(N, H, L, D, dtype, fused):
+    small, large = N * H * L * D, N * H * L * L
+    steps = [("read q, k, v, write output", 3 * small + small)]
+    if not fused:
+        steps += [("write scores", large), ("softmax", large + large), ("read weights", large)]
+    return sum(numbers for _, numbers in steps) * (torch.finfo(dtype).bits // 8)
+
+
+def bytes_of_real_tensors(N, H, L, D, dtype, fused):
+    small = torch.empty(N, H, L, D, dtype=dtype, device="meta")
+    large = torch.empty(N, H, L, L, dtype=dtype, device="meta")
+    return 4 * small.nbytes + (0 if fused else 4 * large.nbytes)
+
+
+ATTENTION_BYTES = Exercise(
+    name="attention_bytes",
+    number="7.6",
+    reference=reference.attention_bytes,
+    returns=("bytes",),
+    assemble=bytes_with,
+    keywords=("fused",),
+    differentiable=False,
+    device_safe=False,
+    cases=(
+        Case("float32, in three kernels", sizes(2, 3, 7, 5, dtype=FLOAT32, fused=False)),
+        Case("float32, in one", sizes(2, 3, 7, 5, dtype=FLOAT32, fused=True)),
+        Case("bfloat16, in three kernels", sizes(3, 2, 5, 4, dtype=BFLOAT16, fused=False)),
+        Case("bfloat16, in one", sizes(3, 2, 5, 4, dtype=BFLOAT16, fused=True)),
+        Case("float64", sizes(1, 2, 3, 4, dtype=torch.float64, fused=False)),
+    ),
+    misconceptions=(
+        Misconception(
+            "always-four-bytes",
+            "Right for float32. A bfloat16 has 2 bytes and a float64 has 8: ask the dtype.",
+            part={"size": lambda dtype: 4},
+            hint=2,
+        ),
+        Misconception(
+            "numbers-for-bytes",
+            "You counted numbers; asked for are bytes. How many has one number of this dtype?",
+            part={"size": lambda dtype: 1},
+            hint=2,
+        ),
+        Misconception(
+            "bits",
+            "Eight times too much: bits. A byte has eight of them.",
+            part={"size": lambda dtype: torch.finfo(dtype).bits},
+            hint=2,
+        ),
+        Misconception(
+            "inputs-only",
+            "q, k and v are read, and the output is written, too: four, not three.",
+            part={"ends": 3},
+            hint=1,
+        ),
+        Misconception(
+            "ends-forgotten",
+            "Only the L × L numbers are counted. q, k, v and the output travel as well.",
+            part={"ends": 0},
+            hint=1,
+        ),
+        Misconception(
+            "squares-forgotten",
+            "Fused and unfused are the same in yours. In three kernels the scores and weights, L × L, go to memory and come back.",
+            part={"inner": 0},
+            hint=1,
+        ),
+        Misconception(
+            "held-once",
+            "The L × L numbers are counted once: that is what has to be *held*. Moved they are four times: scores written, read, "
+            "weights written, read.",
+            part={"inner": 1},
+            hint=1,
+        ),
+        Misconception(
+            "written-only",
+            "The L × L numbers are counted twice: written as scores and as weights. Each is also read again by the next kernel.",
+            part={"inner": 2},
+            hint=1,
+        ),
+        Misconception(
+            "softmax-in-place",
+            "The L × L numbers are counted three times. Scores are written and read, and weights are written and read: four.",
+            part={"inner": 3},
+            hint=1,
+        ),
+        Misconception(
+            "fused-inverted",
+            "The wrong way round: the *fused* kernel is the one that keeps the L × L numbers to itself.",
+            part={"when": lambda fused: fused},
+            hint=1,
+        ),
+        Misconception(
+            "fused-ignored",
+            "The fused kernel never writes the L × L numbers; yours counts them always.",
+            part={"when": lambda fused: True},
+            hint=1,
+        ),
+        Misconception(
+            "heads-forgotten",
+            "Right for one head. Each of the H heads has tensors of its own.",
+            part={"heads": lambda H: 1},
+            hint=1,
+        ),
+        Misconception(
+            "heads-share-their-weights",
+            "The L × L numbers are counted for one head only; every head has its own.",
+            wrong=lambda N, H, L, D, dtype, fused: (
+                (4 * N * H * L * D + (0 if fused else 4 * N * L * L)) * dtype.itemsize
+            ),
+            hint=1,
+        ),
+        Misconception(
+            "not-squared",
+            "Scores and weights are L × L for each head; yours grow with L only.",
+            part={"square": lambda L: L},
+            hint=1,
+        ),
+    ),
+    styles=(
+        Style("a sum", bytes_with()),
+        Style("step by step", bytes_by_steps),
+        Style("nbytes of tensors", bytes_of_real_tensors),
+        Style(
+            "in one line",
+            lambda N, H, L, D, dtype, fused: 4 * N * H * L * (D + (not fused) * L) * dtype.itemsize,
+        ),
+        Style(
+            "element_size",
+            lambda N, H, L, D, dtype, fused: (
+                (4 * N * H * L * D + (0 if fused else 4 * N * H * L * L))
+                * torch.empty((), dtype=dtype).element_size()
+            ),
+        ),
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------- 7.7 roofline
+
+
+def roof_with(
+    computing=lambda f, m, pf, pb: f / pf,
+    moving=lambda f, m, pf, pb: m / pb,
+    both=max,
+    side=lambda c, m: m > c,
+):
+    def roofline(flops, moved, peak_flops, peak_bandwidth):
+        c = computing(flops, moved, peak_flops, peak_bandwidth)
+        m = moving(flops, moved, peak_flops, peak_bandwidth)
+        return both(c, m), "memory" if side(c, m) else "compute"
+
+    return roofline
+
+
+def roof_by_intensity(flops, moved, peak_flops, peak_bandwidth):
+    balance = peak_flops / peak_bandwidth
+    if flops / moved < balance:
+        return moved / peak_bandwidth, "memory"
+    return flops / peak_flops, "compute"
+
+
+def roof_by_height(flops, moved, peak_flops, peak_bandwidth):
+    attainable = min(peak_flops, flops / moved * peak_bandwidth)
+    return flops / attainable, "compute" if attainable == peak_flops else "memory"
+
+
+def roof_by_dict(flops, moved, peak_flops, peak_bandwidth):
+    times = {"compute": flops / peak_flops, "memory": moved / peak_bandwidth}
+    longest = max(times, key=times.get)
+    return times[longest], longest
+
+
+def roof_by_sorting(flops, moved, peak_flops, peak_bandwidth):
+    return max((flops / peak_flops, "compute"), (moved / peak_bandwidth, "memory"), key=lambda pair: pair[0])
+
+
+def work(flops, moved, peak_flops, peak_bandwidth):
+    return lambda draw: {
+        "flops": flops,
+        "moved": moved,
+        "peak_flops": peak_flops,
+        "peak_bandwidth": peak_bandwidth,
+    }
+
+
+ROOFLINE = Exercise(
+    name="roofline",
+    number="7.7",
+    reference=reference.roofline,
+    returns=("seconds", "side"),
+    assemble=roof_with,
+    differentiable=False,
+    device_safe=False,
+    cases=(
+        Case("much to move", work(1200.0, 600.0, 100.0, 20.0)),
+        Case("much to compute", work(6000.0, 100.0, 100.0, 20.0)),
+        Case("a real one", work(8.6e9, 2.1e8, 6.0e13, 3.3e12)),
+        Case("more to compute than to move, and yet", work(500.0, 400.0, 1000.0, 100.0)),
+    ),
+    misconceptions=(
+        Misconception(
+            "sum-for-larger",
+            "You add the two times. The machine moves and computes at once: the shorter hides behind the longer.",
+            part={"both": lambda c, m: c + m},
+            hint=1,
+        ),
+        Misconception(
+            "smaller",
+            "You give the shorter of the two times. The work is done when *both* are done.",
+            part={"both": min},
+            hint=1,
+        ),
+        Misconception(
+            "sides-swapped",
+            "The seconds are right, the side is not: what takes longer is what sets the time.",
+            part={"side": lambda c, m: c > m},
+            hint=1,
+        ),
+        Misconception(
+            "amounts-compared",
+            "FLOPs and bytes are compared as they are. One is not the other: compare the *times* they take.",
+            wrong=lambda f, m, pf, pb: (max(f / pf, m / pb), "memory" if m > f else "compute"),
+            hint=1,
+        ),
+        Misconception(
+            "ceilings-compared",
+            "The side depends on the machine alone in yours: the two ceilings are compared. It depends on the work as well.",
+            wrong=lambda f, m, pf, pb: (max(f / pf, m / pb), "memory" if pb < pf else "compute"),
+            hint=1,
+        ),
+        Misconception(
+            "ceilings-swapped",
+            "FLOPs are divided by the bandwidth, bytes by the FLOP/s: look at the units.",
+            part={"computing": lambda f, m, pf, pb: f / pb, "moving": lambda f, m, pf, pb: m / pf},
+            hint=1,
+        ),
+        Misconception(
+            "upside-down",
+            "The ceiling is divided by the work: that is how often it can be done in a second. Seconds are work divided by ceiling.",
+            part={"computing": lambda f, m, pf, pb: pf / f, "moving": lambda f, m, pf, pb: pb / m},
+            hint=1,
+        ),
+        Misconception(
+            "multiplied",
+            "Work and ceiling are multiplied. FLOPs divided by FLOP/s give seconds.",
+            part={"computing": lambda f, m, pf, pb: f * pf, "moving": lambda f, m, pf, pb: m * pb},
+            hint=1,
+        ),
+        Misconception(
+            "bytes-ignored",
+            "Memory is left out: you give the time of the arithmetic alone.",
+            wrong=lambda f, m, pf, pb: (f / pf, "compute"),
+            hint=1,
+            also=(lambda f, m, pf, pb: (f / pf, "memory" if m / pb > f / pf else "compute"),),
+        ),
+        Misconception(
+            "flops-ignored",
+            "The arithmetic is left out: you give the time of moving alone.",
+            wrong=lambda f, m, pf, pb: (m / pb, "memory"),
+            hint=1,
+            also=(lambda f, m, pf, pb: (m / pb, "memory" if m / pb > f / pf else "compute"),),
+        ),
+        Misconception(
+            "flops-per-second",
+            "Your first number is a speed, in FLOP/s: the height of the roof. Asked for are seconds.",
+            wrong=lambda f, m, pf, pb: (min(pf, f / m * pb), "memory" if f / m < pf / pb else "compute"),
+            hint=2,
+        ),
+        Misconception(
+            "intensity",
+            "Your first number is FLOPs per byte, the work's intensity. Asked for are seconds.",
+            wrong=lambda f, m, pf, pb: (f / m, "memory" if f / m < pf / pb else "compute"),
+            hint=2,
+        ),
+        Misconception(
+            "side-first",
+            "The two are in the wrong order: seconds, then the side.",
+            wrong=lambda f, m, pf, pb: tuple(reversed(reference.roofline(f, m, pf, pb))),
+            hint=3,
+        ),
+    ),
+    styles=(
+        Style("two times", roof_with()),
+        Style("by intensity", roof_by_intensity),
+        Style("by the height of the roof", roof_by_height),
+        Style("a dict", roof_by_dict),
+        Style("the larger pair", roof_by_sorting),
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------- 7.8 fused_attention
+
+
+def sdpa(q, k, v, mask, p, causal):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal)
+
+
+def triangle_for(q, k):
+    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+
+
+def both_masks(q, k, may_attend, is_causal, triangle=triangle_for):
+    if may_attend is None or not is_causal:
+        return may_attend
+    return may_attend & triangle(q, k)
+
+
+def fused_with(
+    rate=lambda p, training: p if training else 0.0,
+    causal=lambda is_causal, training: is_causal,
+    mask=lambda m: m,
+    merge=both_masks,
+    scale=lambda q: q,
+    after=lambda output: output,
+):
+    """The call of torch's kernel from what is decided before it."""
+
+    def fused_attention(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+        is_causal = causal(is_causal, training)
+        combined = merge(q, k, may_attend, is_causal)
+        alone = is_causal and combined is None
+        combined = combined if combined is None else mask(combined)
+        return after(sdpa(scale(q), k, v, combined, rate(dropout_p, training), alone))
+
+    return fused_attention
+
+
+def fused_both_at_once(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    return sdpa(q, k, v, may_attend, dropout_p if training else 0.0, is_causal)
+
+
+def fused_causal_only(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    return sdpa(q, k, v, None if is_causal else may_attend, dropout_p if training else 0.0, is_causal)
+
+
+def lower_right(q, k):
+    L, S = q.shape[-2], k.shape[-2]
+    return torch.ones(L, S, dtype=torch.bool, device=q.device).tril(S - L)
+
+
+def always_by_mask(triangle):
+    """A causal mask built by hand every time, with or without another mask."""
+
+    def merge(q, k, may_attend, is_causal):
+        if not is_causal:
+            return may_attend
+        return triangle(q, k) if may_attend is None else may_attend & triangle(q, k)
+
+    return merge
+
+
+def fused_average_where_dead(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    combined = both_masks(q, k, may_attend, is_causal)
+    if combined is not None:
+        low = torch.finfo(q.dtype).min
+        combined = torch.zeros_like(combined, dtype=q.dtype).masked_fill(~combined, low)
+    return sdpa(q, k, v, combined, dropout_p if training else 0.0, is_causal and combined is None)
+
+
+def fused_with_a_mask_of_numbers(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    combined = both_masks(q, k, may_attend, is_causal)
+    numbers = None if combined is None else combined.to(q.dtype)
+    return sdpa(q, k, v, numbers, dropout_p if training else 0.0, is_causal and combined is None)
+
+
+def fused_asks_first(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    output = fused_with()(q, k, v, may_attend, dropout_p, training, is_causal)
+    if may_attend is not None:
+        dead = ~both_masks(q, k, may_attend, is_causal).any(-1, keepdim=True)
+        if dead.any():
+            output = output.masked_fill(dead, 0.0)
+    return output
+
+
+def fused_checks_by_all(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    if may_attend is not None and bool(may_attend.all()):
+        may_attend = None
+    return fused_with()(q, k, v, may_attend, dropout_p, training, is_causal)
+
+
+def fused_via_cpu(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    cpu = [x if x is None else x.cpu() for x in (q, k, v, may_attend)]
+    return fused_with()(*cpu, dropout_p, training, is_causal).to(q.device)
+
+
+def fused_from_cpu_mask(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    merge = always_by_mask(lambda q, k: torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril())
+    combined = merge(q, k, may_attend, is_causal)
+    return sdpa(q, k, v, combined, dropout_p if training else 0.0, False)
+
+
+def fused_moved_for_nothing(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    if is_causal:
+        future = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+        future.to(q.device)
+        may_attend = future if may_attend is None else future & may_attend
+    return sdpa(q, k, v, may_attend, dropout_p if training else 0.0, False)
+
+
+def fused_careful(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    L, S = q.size(-2), k.size(-2)
+    if is_causal:
+        causal = reference.causal_mask(L, S, device=q.device)
+        may_attend = causal if may_attend is None else torch.logical_and(causal, may_attend)
+    if may_attend is None:
+        may_attend = torch.ones(L, S, dtype=torch.bool, device=q.device)
+    dead = torch.logical_not(may_attend).all(dim=-1, keepdim=True)
+    output = F.scaled_dot_product_attention(q, k, v, may_attend.logical_or(dead), dropout_p * training)
+    return torch.where(dead, torch.zeros((), dtype=q.dtype, device=q.device), output)
+
+
+def fused_additive(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    mask = both_masks(q, k, may_attend, is_causal)
+    if mask is None:
+        return sdpa(q, k, v, None, dropout_p if training else 0.0, is_causal)
+    dead = ~mask.any(-1, keepdim=True)
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~(mask | dead), -INF)
+    return sdpa(q, k, v, bias, dropout_p if training else 0.0, False) * ~dead
+
+
+def fused_expanded(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    N, H, L, S = *q.shape[:3], k.shape[2]
+    mask = both_masks(q, k, may_attend, is_causal)
+    if mask is None:
+        return sdpa(q, k, v, None, dropout_p if training else 0.0, is_causal)
+    mask = mask.expand(N, H, L, S)
+    zeros = q.new_zeros(())
+    return torch.where(
+        mask.any(-1, keepdim=True), sdpa(q, k, v, mask, dropout_p if training else 0.0, False), zeros
+    )
+
+
+def draw_attention(draw, dtype=torch.float64, N=2, H=3, L=5, S=7, D=4, **more):
+    return {
+        "q": draw.normal(N, H, L, D, dtype=dtype),
+        "k": draw.normal(N, H, S, D, dtype=dtype),
+        "v": draw.normal(N, H, S, D, dtype=dtype),
+        "may_attend": None,
+        "dropout_p": 0.0,
+        "training": False,
+        "is_causal": False,
+        **more,
+    }
+
+
+def with_mask(draw, dtype=torch.float64, N=2, H=3, L=5, S=7, D=4, dead=None, **more):
+    mask = draw.mask(N, 1, L, S)
+    if dead is not None:
+        mask[dead[0], :, dead[1]] = False
+    return draw_attention(draw, dtype, N, H, L, S, D, may_attend=mask, **more)
+
+
+def left_padded(draw):
+    """Padding before the tokens: under a causal mask, the first queries of sample 1 see nothing."""
+    mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    mask[1, ..., :3] = False
+    return draw_attention(draw, L=6, S=6, may_attend=mask, is_causal=True)
+
+
+def for_dropout(draw, **more):
+    """Equal weights of 1/S and values that show which weights are left: output (1, 2, 200, 8)."""
+    S = 8
+    return {
+        "q": torch.zeros(1, 2, 200, S, dtype=torch.float64),
+        "k": draw.normal(1, 2, S, S),
+        "v": torch.eye(S, dtype=torch.float64).expand(1, 2, S, S).contiguous(),
+        "may_attend": None,
+        "dropout_p": 0.25,
+        "training": True,
+        "is_causal": False,
+        **more,
+    }
+
+
+def for_dropout_under_masks(draw):
+    """Here torch's own code runs, and it is strict: on a CPU the fast kernel takes a mask and is_causal together."""
+    return for_dropout(draw, may_attend=torch.ones(1, 1, 1, 8, dtype=torch.bool), is_causal=True)
+
+
+def shares(value, inputs):
+    """The share of weights set to 0, and the mean of all: 3200 draws, 0.04 is five standard deviations."""
+    return {
+        "share of zeros": float((value == 0).double().mean()),
+        "mean weight times S": float(value.mean() * value.shape[-1]),
+    }
+
+
+FUSED_ATTENTION = Exercise(
+    name="fused_attention",
+    number="7.8",
+    reference=reference.fused_attention,
+    returns=("output (N, H, L, D)",),
+    assemble=fused_with,
+    builds_on=("causal_mask", "combine_masks"),
+    cases=(
+        Case("no mask", draw_attention),
+        Case("a mask for each sample, training", lambda draw: with_mask(draw, training=True)),
+        Case("causal, L and S differ", lambda draw: draw_attention(draw, is_causal=True)),
+        Case("causal, not training", lambda draw: draw_attention(draw, N=1, L=6, S=6, is_causal=True)),
+        Case(
+            "causal, training",
+            lambda draw: draw_attention(draw, N=1, L=6, S=6, is_causal=True, training=True),
+        ),
+        Case("causal and a mask", left_padded),
+        Case("a row that may see nothing", lambda draw: with_mask(draw, dead=(1, 2))),
+        Case("dropout 0.5, not training", lambda draw: draw_attention(draw, dropout_p=0.5)),
+        Case("float32", lambda draw: with_mask(draw, FLOAT32, N=1, H=2, L=3, S=4, D=6)),
+        Case("dropout 0.25, training", for_dropout, look_at=shares, tolerance=0.04, gradients=False),
+        Case(
+            "the same under two masks",
+            for_dropout_under_masks,
+            look_at=shares,
+            tolerance=0.04,
+            gradients=False,
+        ),
+    ),
+    misconceptions=(
+        Misconception(
+            "dropout-in-eval",
+            "With dropout_p = 0.5 and training = False, half of the weights are gone. `F.scaled_dot_product_attention` is a function: "
+            "it knows nothing of train and eval, and drops whenever it is told to.",
+            part={"rate": lambda p, training: p},
+            hint=1,
+        ),
+        Misconception(
+            "dropout-never",
+            "In training nothing is dropped: dropout_p does not reach torch's function.",
+            part={"rate": lambda p, training: 0.0},
+            hint=1,
+        ),
+        Misconception(
+            "dropout-inverted",
+            "Dropped out of training, and not in it: the wrong way round.",
+            part={"rate": lambda p, training: 0.0 if training else p},
+            hint=1,
+        ),
+        Misconception(
+            "probability-of-keeping",
+            "In training, three of four weights are gone where one of four should be: p is the probability of being dropped.",
+            part={"rate": lambda p, training: 1 - p if training and p else 0.0},
+            hint=2,
+        ),
+        Misconception(
+            "causal-in-training-only",
+            "Right in training; out of it the future is open. Dropout belongs to training, a causal mask to the model.",
+            part={"causal": lambda is_causal, training: is_causal and training},
+            hint=1,
+        ),
+        Misconception(
+            "causal-by-training",
+            "Whether the future is closed depends on `training` in yours, not on `is_causal`.",
+            part={"causal": lambda is_causal, training: training},
+            hint=1,
+        ),
+        Misconception(
+            "causal-ignored",
+            "is_causal has no effect: the future is open.",
+            part={"causal": lambda is_causal, training: False},
+            hint=1,
+        ),
+        Misconception(
+            "mask-or-causal",
+            "With a mask *and* is_causal, only the mask counts in yours: the future is open. Both must let a query look.",
+            part={"merge": lambda q, k, may_attend, is_causal: may_attend},
+            hint=2,
+        ),
+        Misconception(
+            "causal-or-mask",
+            "With a mask *and* is_causal, only is_causal counts in yours: the padding is looked at. Both must let a query look.",
+            wrong=fused_causal_only,
+            hint=2,
+        ),
+        Misconception(
+            "both-at-once",
+            "`attn_mask` and `is_causal` were given together. Some of torch's kernels take both, most refuse (the documentation says: an "
+            "error). Where there is a mask, put the causal one into it yourself.",
+            wrong=fused_both_at_once,
+            hint=2,
+        ),
+        Misconception(
+            "mask-ignored",
+            "The mask has no effect.",
+            part={"merge": lambda q, k, may_attend, is_causal: None},
+            hint=1,
+        ),
+        Misconception(
+            "mask-inverted",
+            "What should be open is closed, and the other way round. `F.scaled_dot_product_attention` means by True what we mean: may "
+            "look. (It is `nn.MultiheadAttention` that means the opposite.)",
+            part={"mask": lambda m: ~m},
+            hint=1,
+        ),
+        Misconception(
+            "mask-as-numbers",
+            "The mask was turned into 0 and 1. A mask of numbers is *added* to the scores: 1 here, 0 there, and everything is open. Give "
+            "it as bool.",
+            wrong=fused_with_a_mask_of_numbers,
+            hint=2,
+        ),
+        Misconception(
+            "scaled-twice",
+            "Your weights are too even: the queries were divided by √D, and torch's function divides once more.",
+            part={"scale": lambda q: q / math.sqrt(q.shape[-1])},
+            hint=1,
+        ),
+        Misconception(
+            "lower-right",
+            "With more keys than queries your queries stand at the *end* of the keys. Here, and in torch's is_causal, query 0 stands at "
+            "key 0.",
+            part={"merge": always_by_mask(lower_right)},
+            hint=2,
+        ),
+        Misconception(
+            "future-for-past",
+            "Under is_causal the past is closed and the future is open: that triangle is the upper one.",
+            part={"merge": always_by_mask(lambda q, k: ~triangle_for(q, k))},
+            hint=2,
+            also=(
+                fused_with(
+                    merge=always_by_mask(
+                        lambda q, k: torch.ones(
+                            q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device
+                        ).triu(1)
+                    )
+                ),
+            ),
+        ),
+        Misconception(
+            "average-where-nothing-is-open",
+            "A query that may see nothing gets the average of all values: closed scores were made very small instead of −∞, and equal "
+            "ones share evenly. It should get zeros.",
+            wrong=fused_average_where_dead,
+            hint=3,
+        ),
+        Misconception(
+            "tokens-before-heads",
+            "The output is (N, L, H, D). It should be laid out like the query.",
+            part={"after": lambda output: output.transpose(1, 2)},
+            hint=1,
+        ),
+        Misconception(
+            "merged",
+            "The output is (N, L, E): the heads are merged already. Here they stay apart.",
+            part={"after": lambda output: output.transpose(1, 2).flatten(2)},
+            hint=1,
+        ),
+        Misconception(
+            "cut-off",
+            "The numbers are right, and nothing can learn through them: the result was detached (or made under no_grad).",
+            part={"after": lambda output: output.detach()},
+        ),
+        Misconception(
+            "mask-made-on-the-cpu",
+            "Right on the CPU. But the causal mask you make stays there when the queries are on a GPU. (`mask.to(device)` alone moves "
+            "nothing: it gives a new tensor.)",
+            wrong=fused_from_cpu_mask,
+            hint=3,
+            also=(fused_moved_for_nothing,),
+        ),
+        Misconception(
+            "asks-the-device",
+            "Right on the CPU. But `if mask.any():` asks for a value, and on a GPU Python then waits until all work before it is done. "
+            "Do it without asking: where there is nothing to fill, filling changes nothing.",
+            wrong=fused_asks_first,
+            hint=3,
+            also=(fused_checks_by_all,),
+        ),
+        Misconception(
+            "round-trip",
+            "Right on the CPU. But `.cpu()` brings everything from the GPU, computes here, and sends it back.",
+            wrong=fused_via_cpu,
+            hint=1,
+        ),
+    ),
+    styles=(
+        Style("torch alone", fused_with()),
+        Style("dead rows by hand", reference.fused_attention),
+        Style("always a mask", fused_careful),
+        Style("additive", fused_additive),
+        Style("expanded, where", fused_expanded),
+        Style(
+            "float64 inside",
+            lambda q, *rest: fused_with()(*(x.double() for x in (q, *rest[:2])), *rest[2:]).to(q.dtype),
+        ),
+        Style("causal by a mask every time", fused_with(merge=always_by_mask(triangle_for))),
+    ),
+)
+
+
+# ------------------------------------------------------------------------------ 7.9 mixed_precision_gap
+
+
+def gap_with(
+    truth=lambda fn, x, dtype: fn(x.double()),
+    low=lambda fn, x, dtype: fn(x.to(dtype)).double(),
+    compare=lambda low, truth: (low - truth).abs().max(),
+    size=lambda truth: truth.abs().max(),
+    step=lambda dtype: torch.finfo(dtype).eps,
+    number=float,
+    overflow=lambda low: INF if not bool(low.isfinite().all()) else None,
+):
+    """The gap from its parts."""
+
+    def mixed_precision_gap(fn, x, dtype):
+        right, rounded = truth(fn, x, dtype), low(fn, x, dtype)
+        given = overflow(rounded)
+        if given is not None:
+            return given
+        return number(compare(rounded, right) / size(right) / step(dtype))
+
+    return mixed_precision_gap
+
+
+def gap_without_what_overflowed(fn, x, dtype):
+    truth, low = fn(x.double()), fn(x.to(dtype)).double()
+    keep = low.isfinite()
+    if not bool(keep.any()):
+        return 0.0
+    return ((low - truth)[keep].abs().max() / truth.abs().max() / torch.finfo(dtype).eps).item()
+
+
+def gap_in_nan_to_num(fn, x, dtype):
+    truth, low = fn(x.double()), fn(x.to(dtype)).double()
+    return (
+        torch.nan_to_num(low - truth, 0.0, 0.0, 0.0).abs().max() / truth.abs().max() / torch.finfo(dtype).eps
+    ).item()
+
+
+def gap_compared_low(fn, x, dtype):
+    truth, low = fn(x.double()), fn(x.to(dtype))
+    if not bool(low.isfinite().all()):
+        return INF
+    error = (low - truth.to(dtype)).abs().max().double()
+    return (error / truth.abs().max()).item() / torch.finfo(dtype).eps
+
+
+def gap_by_lists(fn, x, dtype):
+    truth, low = fn(x.double()).flatten().tolist(), fn(x.to(dtype)).flatten().tolist()
+    if not all(map(math.isfinite, low)):
+        return math.inf
+    error = max(abs(a - b) for a, b in zip(low, truth))
+    return error / max(map(abs, truth)) / torch.finfo(dtype).eps
+
+
+def gap_by_norms(fn, x, dtype):
+    truth, low = fn(x.to(torch.float64)), fn(x.to(dtype)).to(torch.float64)
+    if low.isinf().any() or low.isnan().any():
+        return float("inf")
+    biggest = float("inf")
+    return torch.linalg.vector_norm(low - truth, biggest).item() / (
+        torch.linalg.vector_norm(truth, biggest).item() * torch.finfo(dtype).eps
+    )
+
+
+def gap_nan_at_the_end(fn, x, dtype):
+    truth, low = fn(x.double()), fn(x.to(dtype)).double()
+    gap = ((low - truth).abs().amax() / truth.abs().amax()).item() / torch.finfo(dtype).eps
+    return gap if math.isfinite(gap) else math.inf
+
+
+def gap_no_graph(fn, x, dtype):
+    with torch.no_grad():
+        return gap_with()(fn, x, dtype)
+
+
+def lowered(name, dtype, *shape, scale=1.0, of=torch.float64):
+    def make(draw):
+        return {"fn": Named(name), "x": draw.normal(*shape, dtype=of, scale=scale), "dtype": dtype}
+
+    return make
+
+
+MIXED_PRECISION_GAP = Exercise(
+    name="mixed_precision_gap",
+    number="7.9",
+    reference=reference.mixed_precision_gap,
+    returns=("gap",),
+    assemble=gap_with,
+    differentiable=False,
+    device_safe=False,
+    cases=(
+        Case("attention in bfloat16", lowered("plain_self_attention", BFLOAT16, 2, 5, 8)),
+        Case("attention in float16", lowered("plain_self_attention", FLOAT16, 3, 4, 6, of=FLOAT32)),
+        Case("attention in float32", lowered("plain_self_attention", FLOAT32, 2, 6, 4)),
+        Case("a single number", lowered("sum_of_cubes", BFLOAT16, 3, 4)),
+        Case("large numbers in float16", lowered("squared", FLOAT16, 2, 7, scale=1000.0)),
+        Case("∞ / ∞ in float16", lowered("softmax_without_shift", FLOAT16, 3, 5, scale=20.0)),
+        Case("the same in bfloat16", lowered("softmax_without_shift", BFLOAT16, 3, 5, scale=20.0)),
+    ),
+    misconceptions=(
+        Misconception(
+            "not-in-steps",
+            "That is a plain relative error; its size says nothing until you know the dtype. Divide it by the dtype's rounding step, "
+            "`torch.finfo(dtype).eps`.",
+            part={"step": lambda dtype: 1.0},
+            hint=2,
+        ),
+        Misconception(
+            "float32s-tolerance",
+            "You measure with float32's rounding step whatever the dtype is. By that measure every right bfloat16 result is tens of "
+            "thousands of steps off: the tolerance is too tight. Each dtype has its own.",
+            part={"step": lambda dtype: torch.finfo(FLOAT32).eps},
+            hint=2,
+            also=(gap_with(step=lambda dtype: 2**-23),),
+        ),
+        Misconception(
+            "float16s-step-for-bfloat16",
+            "Right for float16; bfloat16 has 3 bits fewer, and its step is 8 times as large. Ask `torch.finfo(dtype)`.",
+            part={
+                "step": lambda dtype: (
+                    max(torch.finfo(dtype).eps, torch.finfo(FLOAT16).eps) if dtype != BFLOAT16 else 2**-10
+                )
+            },
+            hint=2,
+        ),
+        Misconception(
+            "smallest-number-for-eps",
+            "`finfo.tiny` and `.smallest_normal` are the smallest numbers near zero. The rounding step near 1 is `.eps`.",
+            part={"step": lambda dtype: torch.finfo(dtype).tiny},
+            hint=2,
+        ),
+        Misconception(
+            "absolute",
+            "You give the absolute error in steps. For large results even perfect rounding is many steps then: divide by the truth's "
+            "largest absolute value.",
+            part={"size": lambda truth: 1.0},
+            hint=2,
+        ),
+        Misconception(
+            "truth-in-x-dtype",
+            "Nearly: the truth was computed in x's own dtype. With a float32 x that has rounding of its own. Use float64.",
+            part={"truth": lambda fn, x, dtype: fn(x).double()},
+            hint=2,
+            also=(gap_with(truth=lambda fn, x, dtype: fn(x.float()).double()),),
+        ),
+        Misconception(
+            "truth-in-the-low-dtype",
+            "0: you compared the low precision with itself. The truth has to be computed in float64, from x as it was given.",
+            part={"truth": lambda fn, x, dtype: fn(x.to(dtype)).double()},
+            hint=1,
+        ),
+        Misconception(
+            "input-rounded-first",
+            "Too small: the truth was computed from an x that had been rounded already. Rounding the input is part of the damage.",
+            part={"truth": lambda fn, x, dtype: fn(x.to(dtype).double())},
+            hint=1,
+        ),
+        Misconception(
+            "only-the-output-rounded",
+            "Too small: `fn` ran in full precision, and only its result was rounded. Give it x in the low dtype.",
+            part={"low": lambda fn, x, dtype: fn(x.double()).to(dtype).double()},
+            hint=1,
+            also=(gap_with(low=lambda fn, x, dtype: fn(x).to(dtype).double()),),
+        ),
+        Misconception(
+            "only-the-input-rounded",
+            "Too small: x was rounded, and then everything ran in float64. `fn` has to run in the low dtype.",
+            part={"low": lambda fn, x, dtype: fn(x.to(dtype).double())},
+            hint=1,
+        ),
+        Misconception(
+            "compared-in-the-low-dtype",
+            "The difference was taken in the low dtype, so it was itself rounded. Bring the result to float64 first.",
+            wrong=gap_compared_low,
+            hint=2,
+        ),
+        Misconception(
+            "mean-for-largest",
+            "You give the mean error. One wrong number among a thousand right ones would vanish in it; take the largest.",
+            part={"compare": lambda low, truth: (low - truth).abs().mean()},
+            hint=2,
+        ),
+        Misconception(
+            "sum-for-largest",
+            "You give the sum of all errors, which grows with the size of the result; take the largest.",
+            part={"compare": lambda low, truth: (low - truth).abs().sum()},
+            hint=2,
+        ),
+        Misconception(
+            "no-absolute-value",
+            "Errors downwards are overlooked: the largest of the differences was taken without their absolute value.",
+            part={"compare": lambda low, truth: (low - truth).max()},
+            hint=2,
+            also=(gap_with(compare=lambda low, truth: (truth - low).max()),),
+        ),
+        Misconception(
+            "nan-for-inf",
+            "Where float16 ends in NaN (∞ / ∞), so do you. NaN compares with nothing: `gap < 10` is False, and so is `gap > 10`. Whatever "
+            "is not finite, ∞ or NaN: say inf.",
+            part={"overflow": lambda low: None},
+            hint=3,
+            also=(
+                gap_with(overflow=lambda low: math.nan if not bool(low.isfinite().all()) else None),
+                gap_with(overflow=lambda low: INF if bool(low.isinf().any()) else None),
+            ),
+        ),
+        Misconception(
+            "overflow-overlooked",
+            "Where float16 overflows you give a finite number: what became ∞ or NaN was left out of the comparison. That is the worst "
+            "error of all. Say inf.",
+            wrong=gap_without_what_overflowed,
+            hint=3,
+            also=(gap_in_nan_to_num,),
+        ),
+        Misconception(
+            "a-tensor",
+            "You give a tensor; asked for is a Python number.",
+            part={"number": lambda gap: gap},
+            hint=3,
+        ),
+    ),
+    styles=(
+        Style("largest difference", gap_with()),
+        Style("lists", gap_by_lists),
+        Style("norms", gap_by_norms),
+        Style("not finite, seen at the end", gap_nan_at_the_end),
+        Style("without a graph", gap_no_graph),
+        Style(
+            "eps first",
+            gap_with(size=lambda truth: truth.abs().max() * 1.0, step=lambda dtype: torch.finfo(dtype).eps),
+        ),
+    ),
+)
+
+
+# -------------------------------------------------------------------------------------------- questions
+
+QUESTIONS = (
+    Question(
+        "why_synchronise",
+        right="c",
+        why={
+            "a": "If it were the kernel being quick, it would stay quick when you wait for its result.",
+            "b": "A slow first call makes the measured time longer, not shorter.",
+            "c": "Yes: the call only put the work into the queue. Wait until the queue is empty, then read the clock.",
+            "d": "The median is over many calls; each of them was read too early.",
+        },
+    ),
+    Question(
+        "why_a_buffer",
+        right="b",
+        why={
+            "a": "An optimizer changes parameters; nobody wants to train a mask.",
+            "b": "Yes: `module.to(device)` moves parameters and buffers, and nothing else.",
+            "c": "The numbers are the same, and so is the time to look them up.",
+            "d": "It can be saved with the module, but need not: `persistent=False`.",
+        },
+    ),
+    Question(
+        "which_side",
+        right="d",
+        why={
+            "a": "The FLOPs do grow like L², but so do the bytes: their ratio settles.",
+            "b": "The machine can do 200 FLOPs in the time of one byte; 32 are not enough to keep it busy.",
+            "c": "Longer sequences bring the ratio nearer to 32, never above it.",
+            "d": "Yes: at most 32 FLOPs for each byte, and the machine needs 200 to be busy. Only by not moving the L × L numbers can "
+            "that be changed.",
+        },
+    ),
+    Question(
+        "which_sixteen_bits",
+        right="a",
+        why={
+            "a": "Yes: 8 bits for the exponent as in float32, so hardly anything overflows; 7 for the digits, so the steps are 8 times as "
+            "coarse as float16's.",
+            "b": "That is float16: finer steps, and an end at 65504.",
+            "c": "Both have 16 bits, so both take 2 bytes.",
+            "d": "Not with float32's tolerance: right results differ in the third digit.",
+        },
+    ),
+)
+
 LESSON = Lesson(
     folder="07_gpu",
     title="On the GPU",
-    exercises=(PICK_DEVICE, TO_DEVICE, CAUSAL_MASK_MODULE, BENCHMARK),
+    exercises=(
+        PICK_DEVICE,
+        TO_DEVICE,
+        CAUSAL_MASK_MODULE,
+        BENCHMARK,
+        ATTENTION_FLOPS,
+        ATTENTION_BYTES,
+        ROOFLINE,
+        FUSED_ATTENTION,
+        MIXED_PRECISION_GAP,
+    ),
+    questions=QUESTIONS,
 )
