@@ -31,6 +31,7 @@ through this package; only `machine` knows how each is timed and how its memory 
     cannot be counted);
   - ``flops``: what attention needs (no recomputation, 4·N·H·L²·D forward), ``bytes``: what the call's kernels
     read and write; ``flops_per_s`` and ``bytes_per_s``: ``median``, ``low``, ``high``;
+  - ``bytes_at_least``: true where the code is compiled and its traffic only known from below: what goes in and out;
   - or, where there is no figure, ``failed``: one line that says why ("out of memory: …"), or ``left_out``.
 
 * ``checks``: what was checked on the device (``mha-course gpu`` only).

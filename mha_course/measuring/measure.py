@@ -280,6 +280,8 @@ class _Sampler:
         kind = run.machine.device.type
         self.fn, self.peak, self.moved, once = _tried(run, point["way"], way, setting)
         self.flops = all_ways.flops(way, setting)
+        if way.compiled and not way.one_kernel:
+            self.name_and_place = point | {"bytes_at_least": True}
         self.times = max(1, min(100, round(SAMPLE[kind] / max(once, 1e-7))))
         self.rounds = max(ROUNDS[0] + 2, min(ROUNDS[1], int(CELL[kind] / (once * self.times))))
         self.samples: list[float] = []

@@ -52,6 +52,7 @@ class Way:
         make: takes a `Setting`, gives the function of q, k and v, or a module of x (N, L, E).
         module: whether it projects, too (then more is computed: `flops`).
         compiled: compiled code: its memory and traffic cannot be seen by counting, and it is measured last.
+        one_kernel: compiled to a single kernel, so that its traffic is known: what goes in and what comes out.
         backend: the kernel that ``F.scaled_dot_product_attention`` may use; "" leaves it the choice.
     """
 
@@ -59,6 +60,7 @@ class Way:
     make: Callable[[Setting], Attention | nn.Module]
     module: bool = False
     compiled: bool = False
+    one_kernel: bool = False
     backend: str = ""
 
 
@@ -205,7 +207,7 @@ WAYS: Mapping[str, Way] = {
     "fused: math": Way("fused interface, plain arithmetic", _fused, backend="MATH"),
     "tiles": Way("flash in plain PyTorch", _tiles),
     "compiled": Way("own, with torch.compile", _compiled, compiled=True),
-    "flex": Way("FlexAttention, compiled", _flex, compiled=True),
+    "flex": Way("FlexAttention, compiled", _flex, compiled=True, one_kernel=True),
 }
 COMPILED = tuple(name for name, way in WAYS.items() if way.compiled)
 
