@@ -120,9 +120,8 @@ def main(args: argparse.Namespace) -> int:
         known = ", ".join(lesson.folder for lesson in exercises.lessons())
         print(f"No lesson or exercise is called {' or '.join(args.names)}. Lessons: {known}.")
         return 2
-    examine(
-        chosen[0], LocalAnswer(chosen[0].reference), reference_allowed=True
-    )  # torch's own first-time work
+    first = next((exercise for exercise in chosen if exercise.device_safe), chosen[0])
+    examine(first, LocalAnswer(first.reference), reference_allowed=True)  # torch's own first-time work
     audits = [audit(exercise, args.seed) for exercise in chosen]
     print(table(audits))
     for result in audits:
