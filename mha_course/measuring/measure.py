@@ -188,19 +188,21 @@ def _all(
     for done, (group, precision) in enumerate(blocks):
         run.share = SHARES * max(0.0, run.left()) / (len(blocks) - done) / len(group)
         run.spent = dict.fromkeys(group, 0.0)
+        cells = [(L, direction) for L in sizes for direction in directions]
+        if late := any(way.compiled for way in group.values()):
+            cells = [(L, direction) for direction in directions for L in sizes]
+        # The longest sequences have the larger part of the time, a training step three times a forward pass's.
+        weights = [L**0.7 * (3 if direction == DIRECTIONS[1] else 1) for L, direction in cells]
+        block_ends = time.monotonic() + run.left() / (len(blocks) - done)
         with using(precision):
-            if any(way.compiled for way in group.values()):
-                torch.compiler.reset()  # torch.compile keeps a few variants of a function only
-            block_ends = time.monotonic() + run.left() / (len(blocks) - done)
-            todo = sum(L**0.7 * (1 + 2 * (way == DIRECTIONS[1])) for L in sizes for way in directions)
-            for L in sizes:  # the longest have the larger part of the time: they need it
-                for direction in directions:
-                    backward = direction == DIRECTIONS[1]
-                    weight = L**0.7 * (3 if backward else 1)
-                    run.cell_ends = time.monotonic() + (block_ends - time.monotonic()) * weight / todo
-                    todo -= weight
-                    setting = Setting(run.machine.device, precision, backward, N, H, L, D, block)
-                    _one_length(run, group, setting, direction)
+            for number, (L, direction) in enumerate(cells):
+                if late and (number == 0 or direction != cells[number - 1][1]):
+                    torch.compiler.reset()  # torch.compile keeps a few variants of a function, and not one more
+                share = weights[number] / sum(weights[number:])
+                run.cell_ends = time.monotonic() + (block_ends - time.monotonic()) * share
+                backward = direction == DIRECTIONS[1]
+                setting = Setting(run.machine.device, precision, backward, N, H, L, D, block)
+                _one_length(run, group, setting, direction)
     run.record["ceilings_after"] = ceilings(run.machine, precisions)  # as fast as before?
 
 
@@ -350,6 +352,9 @@ def why(error: BaseException, warned: Sequence[str] = ()) -> str:
         text = ": ".join(
             ["no such kernel for this device, dtype or shape", "; ".join(dict.fromkeys(reasons))]
         )
+    if "Developer debug context:" in text:  # what torch.compile stumbled over
+        text = text.split("Developer debug context:")[1].strip().partition("\n")[0]
+    text = text.partition("\n\n")[0]
     line = " ".join(text.split()).rstrip(": ") or type(error).__name__
     return line if len(line) <= 300 else line[:299] + "…"
 

@@ -92,13 +92,13 @@ def check_answer(exercise: Exercise, answer: Callable[..., Any], device: torch.d
             call = _mapped(trial.call, lambda x: x.float() if x.dtype == torch.float64 else x)
             expected = LocalAnswer(exercise.reference).observe(replace(call, forbidden=()))
             trial = replace(trial, call=call, expected=expected)
-        if not any(isinstance(x, Tensor) for x in tree_leaves([trial.call.state, *_inputs(trial.call)])):
+        if not _tensors([trial.call.state, *_inputs(trial.call)]):
             continue  # nothing to move
         seen = LocalAnswer(_moved(answer, device)).observe(_on(trial.call, device))
         if seen.failure is not None and not trial.case.raises:
             raise AssertionError(f"{trial.case.name}: {seen.failure.message}")
-        astray = {x.device.type for x in tree_leaves(seen.value) if isinstance(x, Tensor) and x.dim()}
-        if astray - {device.type}:
+        wanted = {x.device.type for x in _tensors(trial.expected.value)} - {"cpu"} | {device.type}
+        if astray := {x.device.type for x in _tensors(seen.value) if x.dim()} - wanted:
             raise AssertionError(f"{trial.case.name}: gives a tensor on {astray.pop()}, not on {device.type}")
         found = compare_trial(exercise, trial, _back(seen))
         if found is not None:
@@ -106,6 +106,10 @@ def check_answer(exercise: Exercise, answer: Callable[..., Any], device: torch.d
         tried += 1
     if not tried:
         raise LeftOut("no tensor goes in")
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _inputs(call: Call) -> list[dict[str, Any]]:
@@ -142,9 +146,7 @@ def _on(call: Call, device: torch.device) -> Call:
 
 
 def _place(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.device):
-        return device
-    return value.to(device) if isinstance(value, Tensor) else value
+    return device if isinstance(value, torch.device) and value.type == "cpu" else value
 
 
 def _moved(answer: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -238,6 +240,16 @@ def the_drop_in_equals_torchs_module(machine: Machine) -> None:
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
+def what_is_asked_for_there_is_made_there(machine: Machine) -> None:
+    """A batch that is moved, and a mask that is made on the device, with nothing to take the place from."""
+    from mha_course.reference.gpu import to_device
+
+    batch = {"tokens": torch.arange(6), "more": [torch.ones(2), (torch.zeros(3), "a word")]}
+    moved = _tensors([to_device(batch, machine.device), reference.causal_mask(3, 5, device=machine.device)])
+    if {x.device.type for x in moved} != {machine.device.type} or len(moved) != 4:
+        raise AssertionError("a tensor stayed behind")
+
+
 def a_mask_on_the_cpu_is_refused(machine: Machine) -> None:
     """What the pretended GPU of the checks says is what the real one does."""
     if machine.device.type == "cpu":
@@ -324,6 +336,7 @@ DEVICE_CHECKS: tuple[Callable[[Machine], None], ...] = (
     flash_equals_the_direct_formula,
     the_fused_kernel_gives_the_own_numbers,
     the_drop_in_equals_torchs_module,
+    what_is_asked_for_there_is_made_there,
     a_mask_on_the_cpu_is_refused,
     a_clock_that_does_not_wait_sees_the_launch_only,
     eight_times_the_work_takes_longer,

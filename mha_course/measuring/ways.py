@@ -177,7 +177,7 @@ def _tiles(setting: Setting) -> Attention:
 
 
 def _compiled(setting: Setting) -> Attention:
-    return torch.compile(_own_output)
+    return torch.compile(_own_output, fullgraph=True)
 
 
 def _own_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def _own_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _flex(setting: Setting) -> Attention:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 WAYS: Mapping[str, Way] = {
