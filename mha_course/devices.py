@@ -67,6 +67,9 @@ class SimulatedDevice:
         self.seconds, self.launch, self.slow = seconds, launch, slow
         self.disturbed, self.lucky = disturbed, lucky
         self.calls = 0
+        self.log: list[
+            tuple[float, float, float, float]
+        ] = []  # asked, asked for, begun, done: one for each call
         self._now = 0.0  # the host's clock
         self._done = 0.0  # when the device will have done all that is queued
 
@@ -91,8 +94,11 @@ class SimulatedDevice:
             else 1
         )
         self.calls += 1
+        asked = self._now
         self._now += self.launch
-        self._done = max(self._done, self._now) + factor * self.seconds
+        begun = max(self._done, self._now)
+        self._done = begun + factor * self.seconds
+        self.log.append((asked, self._now, begun, self._done))
 
     def __repr__(self) -> str:
         return f"SimulatedDevice(seconds={self.seconds:g})"

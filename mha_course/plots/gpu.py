@@ -1,6 +1,7 @@
-"""Pictures of lesson 07, all from a record of `mha_course.measuring`: time, memory, and the two ceilings.
+"""Pictures of lesson 07: time, memory, and the two ceilings, from a record of `mha_course.measuring`.
 
-Every picture says on which machine it was measured, when, and with which torch.
+Every picture of a measurement says on which machine it was made, when, and with which torch. Two others are of what
+was predicted (`two_terms`) and simulated (`timeline`).
 """
 
 from __future__ import annotations
@@ -138,6 +139,87 @@ def roofline(
     fig.legend(
         _legend_lines(looks.values()), names, loc="outside lower center", ncols=columns, handlelength=3.2
     )
+    return fig
+
+
+# ------------------------------------------------------------------------- not from a record
+
+
+@styled
+def timeline(log: Sequence[tuple[float, float, float, float]], clock: Mapping[str, float]) -> Figure:
+    """What the host and a `SimulatedDevice` do at the same time, and when the clock was read.
+
+    Args:
+        log: of the device: for each call when it was asked, when that was done, when the work began and ended.
+        clock: words → the time at which the clock was read.
+    """
+    fig, ax = figure(height=2.5)
+    dark, pale = "#00336f", "#c8b76b"
+    for number, (asked, launched, begun, done) in enumerate(log):
+        ax.broken_barh(
+            [(1e3 * asked, 1e3 * (launched - asked))], (1.15, 0.7), facecolor=dark, edgecolor="white"
+        )
+        ax.broken_barh(
+            [(1e3 * begun, 1e3 * (done - begun))], (0.15, 0.7), facecolor=pale, edgecolor="white", hatch="//"
+        )
+        ax.text(
+            5e2 * (begun + done),
+            0.5,
+            f"work {number}",
+            ha="center",
+            va="center",
+            bbox={"fc": "white", "ec": "none"},
+        )
+    end = 1e3 * max(done for *_, done in log)
+    for (words, moment), height in zip(clock.items(), (2.75, 2.25)):
+        ax.plot([1e3 * moment] * 2, [0, height - 0.05], "--", color=INK, linewidth=1.5)
+        left = moment * 1e3 < 0.7 * end
+        ax.text(1e3 * moment, height, words, ha="left" if left else "right", va="center")
+    ax.set(ylim=(0, 3.1), xlim=(-0.02 * end, 1.02 * end), xlabel="milliseconds")
+    ax.set_yticks([1.5, 0.5], ["Python asks", "the GPU works"])
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return fig
+
+
+@styled
+def two_terms(L: Sequence[int], parts: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """For each kind of attention the times of its two terms against L; the longer one counts, and is thick.
+
+    Args:
+        L: lengths.
+        parts: title → {"computing": seconds, "moving": seconds}, in the order of ``L``.
+    """
+    fig, axes = figure(1, len(parts), height=3.6, sharey=True)
+    looks = {"computing": ("#00336f", "-"), "moving": ("#c2850c", "--")}
+    for ax, (title, terms) in zip(axes, parts.items()):
+        longest = [max(times) for times in zip(*terms.values())]
+        ax.plot(
+            L, [1e3 * time for time in longest], color=QUIET, alpha=0.25, linewidth=9, label="the longer one"
+        )
+        for name, times in terms.items():
+            colour, line = looks[name]
+            ax.plot(L, [1e3 * time for time in times], line, color=colour, label=name)
+        sides = ["moving" if m > c else "computing" for c, m in zip(terms["computing"], terms["moving"])]
+        if sides[0] != sides[-1]:
+            where = next(i for i, side in enumerate(sides) if side == sides[-1])
+            ax.axvline(L[where], linestyle=":", color=INK, linewidth=1.5)
+            ax.annotate(
+                f"from L = {L[where]} on:\n{sides[-1]}",
+                (L[where], 0.04),
+                (6, 0),
+                xycoords=ax.get_xaxis_transform(),
+                textcoords="offset points",
+            )
+        else:
+            ax.annotate(f"{sides[0]}, at every length", (0.5, 0.06), xycoords="axes fraction", ha="center")
+        ax.set(xscale="log", yscale="log", xlabel="length L", title=title)
+        ax.set_xticks(L[::2], map(str, L[::2]))
+        ax.set_xticks([], minor=True)
+        _by_number(ax.yaxis)
+    axes[0].set_ylabel("milliseconds, at the least")
+    axes[0].legend(loc="upper left")
     return fig
 
 
