@@ -225,12 +225,12 @@ print("your guess:", "none" if prediction is ... else prediction)
 # %% [markdown]
 # ### 4.4 The module
 #
-# Now put it together. This is the figure 2 of the paper:
+# Now put it together. This is figure 2 of *Attention is all you need*:
 #
 # $$\text{output} = \operatorname{merge}\big(\operatorname{dropout}(w)\; v_{\text{heads}}\big)\, W_o^\top + b_o,
 # \qquad w = \operatorname{softmax}\!\Big(\frac{q_{\text{heads}}\, k_{\text{heads}}^\top}{\sqrt D}\Big)$$
 #
-# with query $(N, L, E)$, key $(N, S, k\_dim)$, value $(N, S, v\_dim)$, and $q, k, v$ made by three projections to $E$
+# with query $(N, L, E)$, key $(N, S, \text{kdim})$, value $(N, S, \text{vdim})$, and $q, k, v$ made by three projections to $E$
 # features each. What to keep in mind:
 #
 # - Three **different** inputs. Queries from `query`, keys from `key`, values from `value`.
@@ -239,6 +239,15 @@ print("your guess:", "none" if prediction is ... else prediction)
 # - `need_weights=True` shows the weights **before** dropout, averaged over the heads unless `average_weights=False`.
 # - Always return a pair; without weights the second is `None`.
 # - $E$ must be divisible by $H$; say so with a `ValueError`.
+#
+# By hand, with $E = H = 2$, so $D = 1$; all four matrices are the identity, and the bias of `out` is $(1, 1)$. The query
+# $(0, 0)$ has score 0 with every key. The values are $(4, 10)$ and $(8, 2)$:
+#
+# | may look at | weights of each head | heads, merged | output |
+# |---|---|---|---|
+# | both keys | $(\tfrac12, \tfrac12)$ | $(6, 6)$ | $(7, 7)$ |
+# | the second | $(0, 1)$ | $(8, 2)$ | $(9, 3)$ |
+# | none | $(0, 0)$ | $(0, 0)$ | $(1, 1)$ |
 
 
 # %% nbgrader={"grade": false, "grade_id": "MultiHeadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false}

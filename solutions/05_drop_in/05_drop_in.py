@@ -208,6 +208,10 @@ check(load_from_torch)
 # ### 5.3 And back
 #
 # A model trained with your module should be usable by people who have never heard of it.
+#
+# By hand, with $E = 1$: `query.weight` $(2)$, `key.weight` $(5)$ and `value.weight` $(7)$ become `in_proj_weight`, the column
+# $(2, 5, 7)$. With `kdim = 2`, `key.weight` is $(5, 6)$. It does not fit on that column, so torch gets three entries:
+# `q_proj_weight` $(2)$, `k_proj_weight` $(5, 6)$, `v_proj_weight` $(7)$.
 
 
 # %% nbgrader={"grade": false, "grade_id": "export_to_torch", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -309,6 +313,10 @@ check(add_bias_kv)
 #
 # `add_zero_attn=True` appends a key and a value of **zeros** in every head. Its score is 0 for every query and what one gets
 # there is nothing: a way to look nowhere. (Lesson 01 said a head cannot. This is how people let it.)
+#
+# By hand: one key $(2)$ with value $(8)$, and the query $(0)$. Alone, the key gets all the weight and the output is 8. With the
+# zeros beside it, keys $(2), (0)$ and values $(8), (0)$, both scores are 0: weights $(\tfrac12, \tfrac12)$, output 4. And if the
+# mask closes the real key, the row $(\text{False}, \textbf{True})$ gives weights $(0, 1)$ and output 0.
 
 
 # %% nbgrader={"grade": false, "grade_id": "add_zero_attn", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -370,6 +378,17 @@ check(add_zero_attn)
 # 5. **Shapes out.** Undo step 1. Weights: averaged over the heads by default; `None` with `need_weights=False`.
 #
 # `is_causal` is a hint that the mask you were given is causal; the mask is there, so you may ignore the hint.
+#
+# By hand, the shapes. Three heads, $E = 12$, the layout that torch has by default, and `add_bias_kv=True`:
+#
+# | step | query | key and value | mask |
+# |---|---|---|---|
+# | given | $(5, 2, 12)$ | $(7, 2, 12)$ | `attn_mask` $(5, 7)$ |
+# | 1, 2 and the mask | $(2, 5, 12)$ | $(2, 7, 12)$ | $(5, 7)$ |
+# | the learned key | $(2, 5, 12)$ | $(2, 8, 12)$ | $(5, 8)$ |
+# | into heads | $(2, 3, 5, 4)$ | $(2, 3, 8, 4)$ | $(5, 8)$ |
+#
+# Scores $(2, 3, 5, 8)$, output $(5, 2, 12)$ again, and weights $(2, 5, 8)$: they always come batch first.
 
 
 # %% nbgrader={"grade": false, "grade_id": "MultiheadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false}
