@@ -39,9 +39,9 @@ through this package; only `machine` knows how each is timed and how its memory 
 Nothing in it is estimated; a figure that was not measured is not there.
 """
 
-from .measure import DIRECTIONS, PRECISIONS, measure
 from .reading import crossover, points, ridge
 from .record import latest_record, load, save
+from .runs import DIRECTIONS, PRECISIONS, measure
 from .ways import WAYS
 
 __all__ = [

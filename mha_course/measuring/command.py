@@ -12,10 +12,10 @@ import torch
 from mha_course.bootstrap import ROOT
 
 from .machine import machine_for, why_not
-from .measure import PLANS, PRECISIONS, begin, measure
 from .on_device import check_everything
 from .reading import crossover, points
 from .record import RECORDED, Record, file_name, save
+from .runs import PLANS, PRECISIONS, begin, measure
 from .ways import WAYS
 
 OWN_FOLDER = ROOT / "work" / "measurements"

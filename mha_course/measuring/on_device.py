@@ -30,7 +30,7 @@ from mha_course.counting import peak_bytes
 from mha_course.reference.without_the_matrix import flash_backward, flash_forward
 
 from .machine import Machine, machine_for
-from .measure import using, why
+from .runs import using, why
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions"
 

@@ -36,7 +36,6 @@ MULTIPLIED = {"cuda": 8192, "mps": 4096, "cpu": 1024}  # rows and columns
 SAMPLE = {"cuda": 2e-3, "mps": 2e-3, "cpu": 1e-3}  # seconds a sample takes at least, by calling several times
 ROUNDS = (3, 25)  # samples at least, at most
 CELL = {"cuda": 0.5, "mps": 0.5, "cpu": 0.2}  # seconds that the samples of one figure should take, at most
-SHARES = 2.0  # no way may take more than twice its equal share of the time
 
 
 def measure(
@@ -66,7 +65,7 @@ def measure(
         shape: N, H, D of the inputs.
         block: tile of the tiled version.
         budget_s: seconds that all of it may take; no way may take more
-            than twice its equal share. What does not fit is left out.
+            than about twice an equal share. What does not fit is left out.
         save_to: a file that always holds what is known so far.
         record: one that has been begun (with ``checks``) and is to be filled.
         says: is told each finished line, e.g. ``print``.
@@ -186,7 +185,7 @@ def _all(
     passes = [{name: way for name, way in chosen.items() if way.compiled == late} for late in (False, True)]
     blocks = [(group, precision) for group in passes if group for precision in precisions]
     for done, (group, precision) in enumerate(blocks):
-        run.share = SHARES * max(0.0, run.left()) / (len(blocks) - done) / len(group)
+        run.share = 2 / (len(group) + 1) * max(0.0, run.left()) / (len(blocks) - done)  # twice an equal share
         run.spent = dict.fromkeys(group, 0.0)
         cells = [(L, direction) for L in sizes for direction in directions]
         if late := any(way.compiled for way in group.values()):
@@ -223,12 +222,13 @@ def _one_length(run: _Run, group: dict[str, Way], setting: Setting, direction: s
             except _CannotBeMeasured as error:
                 run.given_up[key] = f"L = {setting.L} failed already: {error}"
                 run.record["points"].append(point | {"failed": str(error)})
-        run.machine.tidy()
+                run.machine.tidy()
     for number in range(ROUNDS[1]):
         if number >= ROUNDS[0] and time.monotonic() > run.cell_ends:
             break
         for name in list(ready)[:: 1 if number % 2 == 0 else -1]:
-            if number < ready[name].rounds:
+            over = number >= ROUNDS[0] and run.spent[name] > run.share
+            if number < ready[name].rounds and not over:
                 with _spending(run, name):
                     ready[name].sample()
     run.record["points"] += [sampler.point() for sampler in ready.values()]
