@@ -19,6 +19,8 @@ from mha_course.counting import peak_bytes
 
 Fn = Callable[[], Any]
 
+RESOLUTION = 1e-9  # seconds; no clock here is finer, and nothing takes no time at all
+
 
 def machine_for(device: str | torch.device) -> Machine:
     """The machine behind a device's name.
@@ -72,7 +74,7 @@ class Machine:
         for _ in range(times):
             fn()
         self.wait()
-        return (time.perf_counter() - started) / times
+        return max(time.perf_counter() - started, RESOLUTION) / times
 
     def peak(self, fn: Fn) -> int | None:
         """Bytes that one call takes at its highest point, beyond what is there before it."""
@@ -151,7 +153,7 @@ class Cuda(Machine):
                 fn()
             after.record()
         after.synchronize()
-        return before.elapsed_time(after) / 1000 / times  # elapsed_time is in milliseconds
+        return max(before.elapsed_time(after) / 1000, RESOLUTION) / times  # elapsed_time is in milliseconds
 
     def peak(self, fn: Fn) -> int:
         self.wait()
