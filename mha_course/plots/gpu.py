@@ -219,7 +219,7 @@ def two_terms(L: Sequence[int], parts: Mapping[str, Mapping[str, Sequence[float]
         ax.set_xticks([], minor=True)
         _by_number(ax.yaxis)
     axes[0].set_ylabel("milliseconds, at the least")
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="upper left", frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return fig
 
 
