@@ -225,6 +225,10 @@ _EXPLANATIONS = (
         "Python does not know this name: is it spelled as where it was made, and has that cell been run?",
     ),
     (
+        ("before Module.__init__() call",),
+        "A module cannot hold anything yet: the first line of `__init__` is `super().__init__()`.",
+    ),
+    (
         ("view size is not compatible",),
         "`view` only relabels memory in its present order; after a transpose that order is another. `reshape` copies where it must.",
     ),
@@ -421,7 +425,7 @@ def _nearly(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
     if expected.dtype != torch.float64 or not bool(torch.isfinite(seen).all()):
         return None
     gap = float((seen - expected).abs().max())
-    if gap > 1e-4 * max(1.0, float(expected.abs().max())):
+    if not math.isfinite(gap) or gap > 1e-4 * max(1.0, float(expected.abs().max())):
         return None
     return f"Very nearly right: the largest difference is {gap:.0e}. Is a part of it computed in float32?"
 

@@ -17,15 +17,20 @@ INF = torch.inf
 # ------------------------------------------------------------------------------- 2.1 causal_mask
 
 
-def causal_with(place=lambda i, j, offset: j <= i + offset):
+def causal_with(
+    place=lambda i, j, offset: j <= i + offset, offset=lambda o: o, where=lambda d: d, turn=lambda mask: mask
+):
     """A mask from the rule that query i and key j follow."""
 
-    def causal_mask(L, S, offset=0, device=None):
-        i = torch.arange(L, device=device).unsqueeze(1)  # (L, 1)
-        j = torch.arange(S, device=device)  # (S,)
-        return place(i, j, offset)
+    def causal_mask(L, S, offset_=0, device=None):
+        i = torch.arange(L, device=where(device)).unsqueeze(1)  # (L, 1)
+        j = torch.arange(S, device=where(device))  # (S,)
+        return turn(place(i, j, offset(offset_)))
 
-    return causal_mask
+    def called_by_name(L, S, offset=0, device=None):
+        return causal_mask(L, S, offset, device)
+
+    return called_by_name
 
 
 def causal_lower_right(L, S, offset=0, device=None):
@@ -43,8 +48,16 @@ def causal_filled(L, S, offset=0, device=None):
     return mask
 
 
+def causal_additive(L, S, offset=0, device=None):
+    return torch.zeros(L, S, device=device).masked_fill(~causal_with()(L, S, offset, device), -INF)
+
+
 def causal_case(name, L, S, offset):
     return Case(name, lambda draw: {"L": L, "S": S, "offset": offset})
+
+
+def its_device(value, inputs):
+    return {"device of the mask": str(value.device)}
 
 
 CAUSAL_MASK = Exercise(
@@ -55,19 +68,24 @@ CAUSAL_MASK = Exercise(
     assemble=causal_with,
     keywords=("offset", "device"),
     differentiable=False,
-    device_safe=False,  # lesson 07 asks for that, where a device is given
+    device_safe=False,  # no input is on a device; the last case asks for one that every machine has
     cases=(
         causal_case("a square", 4, 4, 0),
         causal_case("more keys than queries", 3, 5, 0),
         causal_case("two keys came before", 3, 5, 2),
         causal_case("more queries than keys", 5, 3, 0),
         causal_case("one new query, six keys kept", 1, 7, 6),
+        Case(
+            "for another device: meta, which every machine has",
+            lambda draw: {"L": 3, "S": 5, "offset": 1, "device": torch.device("meta")},
+            look_at=its_device,
+        ),
     ),
     misconceptions=(
         Misconception(
             "inverted",
             "Everything is the wrong way round: yours is True where a query may *not* look. Here True means may look.",
-            part={"place": lambda i, j, offset: j > i + offset},
+            part={"turn": lambda mask: ~mask},
             hint=1,
             also=(
                 lambda L, S, offset=0, device=None: torch.ones(L, S, dtype=torch.bool, device=device).triu(
@@ -112,7 +130,7 @@ CAUSAL_MASK = Exercise(
         Misconception(
             "offset-ignored",
             "Right without an offset; with one, nothing changes. Query i stands at place i + offset.",
-            part={"place": lambda i, j, offset: j <= i},
+            part={"offset": lambda o: 0},
             hint=2,
             also=(
                 lambda L, S, offset=0, device=None: torch.tril(
@@ -123,8 +141,33 @@ CAUSAL_MASK = Exercise(
         Misconception(
             "offset-backwards",
             "The offset works backwards: keys that came before the queries are closed instead of open.",
-            part={"place": lambda i, j, offset: j <= i - offset},
+            part={"offset": lambda o: -o},
             hint=2,
+        ),
+        Misconception(
+            "device-ignored",
+            "The mask is made on the CPU, whatever `device` says. Scores on a GPU cannot use it. Hand `device` on to what "
+            "makes the tensor.",
+            part={"where": lambda d: None},
+            hint=3,
+            also=(
+                lambda L, S, offset=0, device=None: torch.ones(L, S, dtype=torch.bool).tril(offset),
+                lambda L, S, offset=0, device=None: torch.ones(L, S).tril(offset).bool(),
+            ),
+        ),
+        Misconception(
+            "square-for-all",
+            "Your mask is always a square, (L, L). There are S keys, and S need not be L: (L, S).",
+            wrong=lambda L, S, offset=0, device=None: causal_with()(L, L, offset, device),
+            hint=1,
+            also=(lambda L, S, offset=0, device=None: causal_with()(S, S, offset, device),),
+        ),
+        Misconception(
+            "made-to-be-added",
+            "You made a mask of 0 and −∞, to be *added* to the scores. That is exercise 2.4. Here True and False are asked for: "
+            "may this query look at this key?",
+            wrong=causal_additive,
+            hint=1,
         ),
         Misconception(
             "lower-right",
@@ -350,6 +393,14 @@ COMBINE_MASKS = Exercise(
             "With three masks the third is ignored: `*masks` may be any number.",
             wrong=lambda *masks: masks[0] & masks[1] if len(masks) > 1 else masks[0],
             hint=2,
+            also=(lambda *masks: masks[0] & masks[1],),
+        ),
+        Misconception(
+            "written-into-the-first",
+            "`&=` writes into the first mask: it cannot grow to (N, L, S) there, and it would change the caller's mask. `a & b` "
+            "makes a new one.",
+            wrong=combine_in_place,
+            hint=2,
         ),
         Misconception(
             "first-only",
@@ -442,6 +493,8 @@ TO_ADDITIVE = Exercise(
                 lambda may_attend, dtype: torch.zeros(may_attend.shape, dtype=dtype).masked_fill(
                     ~may_attend, -1e4
                 ),
+                lambda may_attend, dtype: (~may_attend).to(dtype) * -1e9,
+                lambda may_attend, dtype: (1 - may_attend.to(dtype)) * -1e4,
             ),
         ),
         Misconception(
@@ -634,7 +687,11 @@ MASKED_SOFTMAX = Exercise(
             "exp(0) is 1. Only −∞ gives a weight of 0.",
             part={"close": lambda s, m: s * m},
             hint=1,
-            also=(softmax_parts(close=lambda s, m: s.masked_fill(~m, -1e-9)),),
+            also=(
+                softmax_parts(close=lambda s, m: s.masked_fill(~m, -1e-9)),
+                softmax_parts(close=lambda s, m: s * m, after=lambda w, m: w * m),
+                softmax_parts(close=lambda s, m: s * m, after=lambda w, m: w),
+            ),
         ),
         Misconception(
             "minus-one-is-not-closed",
@@ -695,6 +752,22 @@ MASKED_SOFTMAX = Exercise(
                 (s - s.amax(-1, keepdim=True)).exp() * m
             ),
             hint=3,
+            also=tuple(
+                lambda s, m, small=small: (lambda w: w / (w.sum(-1, keepdim=True) + small))(s.softmax(-1) * m)
+                for small in (1e-6, 1e-8, 1e-9)
+            ),
+        ),
+        Misconception(
+            "exp-without-a-shift",
+            "Large scores break it: exp of a score of −50 000 is 0 and of 50 000 infinite. Take the largest score of each row "
+            "away first, as in lesson 01.",
+            wrong=lambda s, m: (lambda e: e / e.sum(-1, keepdim=True).clamp_min(1e-30))(s.exp() * m),
+            hint=3,
+            also=(
+                lambda s, m: (
+                    lambda e: e / e.sum(-1, keepdim=True).masked_fill(e.sum(-1, keepdim=True) == 0, 1.0)
+                )(s.exp() * m),
+            ),
         ),
         Misconception(
             "writes-into-scores",
@@ -832,6 +905,12 @@ FUTURE_LEAK = Exercise(
             "Absolute values come after the sum: by then positive and negative gradients have cancelled.",
             part={"absolute": lambda j: j, "turn": lambda leak: leak.abs()},
             hint=2,
+        ),
+        Misconception(
+            "a-verdict",
+            "You give only yes or no. Give the numbers; what counts as a leak is for the reader.",
+            wrong=lambda fn, x: leak_with()(fn, x) > 0,
+            hint=3,
         ),
         Misconception(
             "largest-for-sum",

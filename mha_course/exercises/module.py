@@ -70,6 +70,12 @@ PACK = Exercise(
             hint=1,
         ),
         Misconception(
+            "value-before-key",
+            "All rows are there, in the order query, value, key. Agreed was query, key, value.",
+            wrong=lambda wq, wk, wv: torch.cat([wq, wv, wk]),
+            hint=1,
+        ),
+        Misconception(
             "rows-interleaved",
             "All rows are there, but dealt out like cards: one query row, one key row, one value row, and so on. "
             "The three blocks stay whole.",
@@ -127,6 +133,26 @@ UNPACK = Exercise(
             hint=1,
         ),
         Misconception(
+            "value-before-key",
+            "The last two blocks have changed places: key comes second, value last.",
+            wrong=lambda packed: (packed.chunk(3)[0], packed.chunk(3)[2], packed.chunk(3)[1]),
+            hint=1,
+        ),
+        Misconception(
+            "a-row-lost-in-between",
+            "The second and third block start a row too late. A slice leaves out its end, so the next one begins *at* that "
+            "number, not after it.",
+            wrong=lambda packed: (lambda E: (packed[:E], packed[E + 1 : 2 * E + 1], packed[2 * E + 1 :]))(
+                packed.shape[1]
+            ),
+            hint=2,
+            also=(
+                lambda packed: (lambda E: (packed[:E], packed[E + 1 : 2 * E], packed[2 * E + 1 :]))(
+                    packed.shape[1]
+                ),
+            ),
+        ),
+        Misconception(
             "every-third-row",
             "Each of yours has every third row. The blocks are whole: rows 0 … E−1, E … 2E−1, 2E … 3E−1.",
             wrong=lambda packed: (packed[0::3], packed[1::3], packed[2::3]),
@@ -138,7 +164,7 @@ UNPACK = Exercise(
             "The *columns* were cut in three. The packed matrix is (3E, E): cut its rows.",
             wrong=lambda packed: packed.tensor_split(3, dim=1),
             hint=2,
-            also=(lambda packed: torch.tensor_split(packed, 3, 1),),
+            also=(lambda packed: packed.chunk(3, dim=1),),
         ),
         Misconception(
             "transposed",
@@ -196,26 +222,28 @@ def dropout_in_place(weights, p, training):
     return weights / (1 - p)
 
 
-def attention_rows(draw, p, training, shape=(5, 40, 50)):
+def attention_rows(draw, p, training, shape=(50, 20, 40)):
     return {"weights": draw.normal(*shape).softmax(-1), "p": p, "training": training}
 
 
 def dropped_out(value, inputs):
-    """What can be said of a random result: how much is 0, how the rest was scaled, whether whole rows went."""
+    """What can be said of a random result: how much is 0, how the rest was scaled, what vanishes together."""
     zero = value == 0
     factor = (value / inputs["weights"])[~zero]
-    edges = (factor.min(), factor.max()) if factor.numel() else (torch.zeros(()), torch.zeros(()))
+    even = bool(factor.numel()) and bool((factor - factor[0]).abs().max() < 1e-6 * factor[0].abs())
     return {
         "share of zeros": zero.double().mean().item(),
-        "smallest factor of the rest": edges[0].item(),
-        "largest factor of the rest": edges[1].item(),
+        "usual factor of the rest": factor.median().item() if factor.numel() else 0.0,
+        "the same factor everywhere": even,
         "share of empty rows": zero.all(-1).double().mean().item(),
         "share of empty columns": zero.all(-2).double().mean().item(),
+        "share of places that are empty in every sample": zero.all(0).double().mean().item(),
     }
 
 
-# 10 000 weights: the share of zeros scatters by 0.005 at most; 0.03 is six times that.
-SCATTER = 0.03
+# Shares of 40 000 weights scatter by 0.002; where whole rows vanish together there are only 1000 of them, and two
+# such shares differ by 0.02. 0.08 is four times that.
+SCATTER = 0.08
 
 
 def dropout_case(name, p, training, **more):
@@ -254,6 +282,7 @@ ATTENTION_DROPOUT = Exercise(
             "The rest was divided by p. What is kept has probability 1 − p: divide by that.",
             part={"rescale": lambda kept, w, p: kept / p if p else kept},
             hint=2,
+            also=(dropout_with(rescale=lambda kept, w, p: kept / p),),
         ),
         Misconception(
             "multiplied-by-the-keep-probability",
@@ -270,12 +299,40 @@ ATTENTION_DROPOUT = Exercise(
                 )
             },
             hint=2,
+            also=(dropout_with(rescale=lambda kept, w, p: kept / kept.sum(-1, keepdim=True)),),
         ),
         Misconception(
             "keeps-with-probability-p",
             "The share of zeros is 1 − p, and should be p: p is the probability of being *dropped*.",
             part={"keep": lambda w, p: (torch.rand_like(w) < p).to(w.dtype) if p else torch.ones_like(w)},
             hint=1,
+            also=(dropout_with(keep=lambda w, p: (torch.rand_like(w) < p).to(w.dtype)),),
+        ),
+        Misconception(
+            "p-for-keeping",
+            "You took p for the probability of being *kept*, twice: in the coin and in the division. It is the probability of "
+            "being dropped, so 1 − p are kept.",
+            wrong=dropout_with(
+                keep=lambda w, p: (torch.rand_like(w) < p).to(w.dtype), rescale=lambda kept, w, p: kept / p
+            ),
+            hint=1,
+        ),
+        Misconception(
+            "softmax-again",
+            "The dropped weights got −∞ and a second softmax ran over *weights*. Dropout comes after the softmax: a weight "
+            "becomes 0, and the others are divided by 1 − p.",
+            wrong=lambda weights, p, training: (
+                weights.masked_fill(torch.rand_like(weights) < p, -torch.inf).softmax(-1)
+                if training
+                else weights
+            ),
+            hint=2,
+        ),
+        Misconception(
+            "one-sample-for-all",
+            "The same places vanish in every sample: one coin was thrown for the whole batch. Throw one for every weight.",
+            part={"keep": lambda w, p: (torch.rand_like(w[:1]) >= p).to(w.dtype)},
+            hint=2,
         ),
         Misconception(
             "also-in-eval",
@@ -360,6 +417,8 @@ def keep_dead_rows_at_zero(scores, may_attend):
 
 def module_with(
     check_sizes=True,
+    with_bias=lambda bias: bias,
+    features=lambda E, kdim, vdim: (kdim or E, vdim or E),
     keys=lambda query, key, value: key,
     values=lambda query, key, value: value,
     split=reference.split_heads,
@@ -380,9 +439,10 @@ def module_with(
             if check_sizes and E % H:
                 raise ValueError("H must divide E")
             self.E, self.H, self.dropout = E, H, dropout
+            (key_features, value_features), bias = features(E, kdim, vdim), with_bias(bias)
             self.query = nn.Linear(E, E, bias=bias)
-            self.key = nn.Linear(kdim or E, E, bias=bias)
-            self.value = nn.Linear(vdim or E, E, bias=bias)
+            self.key = nn.Linear(key_features, E, bias=bias)
+            self.value = nn.Linear(value_features, E, bias=bias)
             self.out = nn.Linear(E, E, bias=bias)
 
         def forward(self, query, key, value, may_attend=None, need_weights=False, average_weights=True):
@@ -559,6 +619,25 @@ MULTI_HEAD_ATTENTION = Exercise(
             "values-from-key",
             "The values are made from `key`; the input `value` is never used.",
             part={"values": lambda q, k, v: k},
+            hint=1,
+        ),
+        Misconception(
+            "bias-ignored",
+            "`bias=False` changes nothing: all four layers still have a bias. Hand it on to each `nn.Linear`.",
+            part={"with_bias": lambda bias: True},
+            hint=1,
+        ),
+        Misconception(
+            "kdim-and-vdim-ignored",
+            "`key` and `value` take E features whatever `kdim` and `vdim` say. Keys have kdim features and values vdim, where "
+            "they are given.",
+            part={"features": lambda E, kdim, vdim: (E, E)},
+            hint=1,
+        ),
+        Misconception(
+            "kdim-for-vdim",
+            "kdim and vdim have changed places: `key` takes kdim features, `value` vdim.",
+            part={"features": lambda E, kdim, vdim: (vdim or E, kdim or E)},
             hint=1,
         ),
         Misconception(
@@ -840,6 +919,12 @@ NUMERICAL_GRADIENT = Exercise(
             wrong=gradient_by_autograd,
             hint=1,
             also=(lambda fn, x, step=1e-5: gradient_with()(fn, x, 1e-5),),
+        ),
+        Misconception(
+            "one-long-row",
+            "The numbers are right, in one long row. The gradient has the shape of x.",
+            wrong=lambda fn, x, step=1e-5: gradient_with()(fn, x, step).flatten(),
+            hint=2,
         ),
         Misconception(
             "x-not-put-back",

@@ -82,7 +82,7 @@ print("score −∞ gives     ", [round(w, 2) for w in hidden_by_infinity.tolist
 
 # %% nbgrader={"grade": false, "grade_id": "causal_mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def causal_mask(L, S, offset=0, device=None):
-    """bool (L, S): True where key j is at or before the place of query i, which is i + offset."""
+    """bool (L, S), made on `device`: True where key j is at or before the place of query i, which is i + offset."""
     ### BEGIN SOLUTION
     query_place = torch.arange(L, device=device).unsqueeze(1) + offset  # (L, 1)
     key_place = torch.arange(S, device=device)  # (S,)
