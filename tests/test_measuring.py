@@ -277,6 +277,19 @@ def test_a_slow_way_uses_up_its_own_time_only():
     assert len(measuring.points(record, "fused")) == 4
 
 
+def test_what_would_take_too_long_is_not_tried():
+    lengths = set()
+
+    def slow(q, k, v):
+        lengths.add(q.shape[-2])
+        time.sleep(0.01)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    record = quick({"slow": slow}, sizes=(8, 512), budget_s=10.0)
+    points = {p["L"]: p for p in record["points"] if p["way"] == "slow"}
+    assert points[512]["left_out"].startswith("would take") and lengths == {8}
+
+
 def test_what_would_not_fit_into_the_memory_of_a_cpu_is_not_tried(monkeypatch):
     monkeypatch.setattr(machine.Machine, "free", lambda self: 20_000)
     record = quick(sizes=(8, 16, 512))
@@ -575,12 +588,16 @@ def test_without_float64_the_device_is_compared_in_float32(monkeypatch):
         seen.add(q.dtype)
         return reference.attention_scores(q, k)
 
-    pretended = SimpleNamespace(type="mps")
+    exercise, pretended = exercises.find("attention_scores"), SimpleNamespace(type="mps")
+    doubles = [
+        trial for trial in on_device.prepare(exercise, 0) if trial.call.inputs["q"].dtype == torch.float64
+    ]
+    monkeypatch.setattr(on_device, "prepare", lambda exercise, seed: doubles)
     monkeypatch.setattr(on_device, "_on", lambda call, device: replace(call, forbidden=()))
     monkeypatch.setattr(on_device, "_moved", lambda answer, device: answer)
     with pytest.raises(AssertionError, match="on cpu, not on mps"):  # which is where they are, in truth
-        on_device.check_answer(exercises.find("attention_scores"), noted, pretended)
-    assert torch.float64 not in seen and seen
+        on_device.check_answer(exercise, noted, pretended)
+    assert seen == {torch.float32}
 
 
 def test_the_solutions_answers_are_found_and_nothing_else_of_them_is_run(tmp_path):
