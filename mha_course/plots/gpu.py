@@ -196,11 +196,11 @@ def two_terms(L: Sequence[int], parts: Mapping[str, Mapping[str, Sequence[float]
     for ax, (title, terms) in zip(axes, parts.items()):
         longest = [max(times) for times in zip(*terms.values())]
         ax.plot(
-            L, [1e3 * time for time in longest], color=QUIET, alpha=0.25, linewidth=9, label="the longer one"
+            L, [1e6 * time for time in longest], color=QUIET, alpha=0.25, linewidth=9, label="the longer one"
         )
         for name, times in terms.items():
             colour, line = looks[name]
-            ax.plot(L, [1e3 * time for time in times], line, color=colour, label=name)
+            ax.plot(L, [1e6 * time for time in times], line, color=colour, label=name)
         sides = ["moving" if m > c else "computing" for c, m in zip(terms["computing"], terms["moving"])]
         if sides[0] != sides[-1]:
             where = next(i for i, side in enumerate(sides) if side == sides[-1])
@@ -218,7 +218,7 @@ def two_terms(L: Sequence[int], parts: Mapping[str, Mapping[str, Sequence[float]
         ax.set_xticks(L[::2], map(str, L[::2]))
         ax.set_xticks([], minor=True)
         _by_number(ax.yaxis)
-    axes[0].set_ylabel("milliseconds, at the least")
+    axes[0].set_ylabel("microseconds, at the least")
     axes[0].legend(loc="upper left", frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return fig
 

@@ -823,6 +823,9 @@ for way, fused in (("by hand", False), ("your fused_attention", True)):
 # comes with its own asking. A factor *below* 1 is possible as well: while all the matrices fit into the processor's cache, they do
 # not travel to memory at all, and our count of bytes is too high.
 #
+# The last column comes from our count of bytes, which is the least. Where both terms are near one another, what really travels
+# decides: look at the next picture.
+#
 # The same figures as a roofline: the black line is the most that this machine can do at each intensity. (The bytes are
 # those that the kernels really moved, counted while they ran.)
 
