@@ -252,10 +252,10 @@ def test_what_torch_leaves_to_its_caller():
     assert (
         "An error is thrown if both attn_mask and is_causal are set" in F.scaled_dot_product_attention.__doc__
     )
+    mask = torch.ones(5, 5, dtype=torch.bool)
     with pytest.raises(
         RuntimeError, match="is_causal"
-    ):  # on a CPU with dropout; without, its fast kernel takes both
-        mask = torch.ones(5, 5, dtype=torch.bool)
+    ):  # with dropout; without, a CPU's fast kernel takes both
         F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.5, is_causal=True)
 
 
@@ -360,8 +360,8 @@ def test_the_classic_mistakes_are_named(name, mistakes):
     assert mistakes <= {m.id for m in exercises.find(name).misconceptions}
 
 
-def test_what_only_a_gpu_would_show_says_what_to_do(name="CausalMask"):
-    exercise = exercises.find(name)
+def test_what_only_a_gpu_would_show_says_what_to_do():
+    exercise = exercises.find("CausalMask")
     for misconception in exercise.misconceptions:
         if misconception.id in ("plain-attribute", "made-on-the-cpu", "asks-the-device", "round-trip"):
             report = examine(exercise, LocalAnswer(misconception.wrong), reference_allowed=True)
