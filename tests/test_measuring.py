@@ -467,6 +467,34 @@ def test_on_cuda_the_usual_precisions_are_those_of_the_chip(cuda, monkeypatch):
     assert runs._usual(machine.Machine(CPU)) == ["float32"]
 
 
+def test_on_mps_the_clock_waits_and_memory_is_counted(monkeypatch):
+    """The tensors are on the CPU; what torch.mps would be asked is noted."""
+    asked = []
+    monkeypatch.setattr(runs, "machine_for", lambda device: machine.Mps(CPU))
+    monkeypatch.setattr(machine, "_said", lambda *words: None)
+    for name, value in (
+        ("synchronize", None),
+        ("empty_cache", None),
+        ("recommended_max_memory", 2**33),
+        ("driver_allocated_memory", 0),
+    ):
+        monkeypatch.setattr(torch.mps, name, lambda name=name, value=value: asked.append(name) or value)
+
+    def own(q, k, v):
+        asked.append("own")
+        return F.scaled_dot_product_attention(q, k, v)
+
+    record = quick({"own": own}, sizes=(8,), names=("materialised",))
+    assert record["machine"]["name"] == "Apple GPU" and record["settings"]["precisions"] == [
+        "float32",
+        "bfloat16",
+    ]
+    (point,) = measuring.points(record, "materialised", "float32")
+    assert point["peak_bytes"] == measuring.points(quick(sizes=(8,)), "materialised")[0]["peak_bytes"]
+    last = len(asked) - asked[::-1].index("own") - 1
+    assert asked[last - 1] == asked[last + 1] == "synchronize"
+
+
 def test_compiled_ways_are_made_for_one_length_after_the_other(monkeypatch):
     """Compiled last, and one direction after the other: a variant is compiled once and serves every length."""
     order = []
