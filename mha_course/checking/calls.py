@@ -232,11 +232,12 @@ class _ParametersDiffer(Exception):
 
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
     own = module.state_dict()
-    if missing := [name for name in state if name not in own]:
-        extra = [name for name in own if name not in state]
+    missing = _together([name for name in state if name not in own], state)
+    extra = _together([name for name in own if name not in state], own)
+    if missing:
         there = f" It has {', '.join(extra)} instead." if extra else ""
-        raise _ParametersDiffer(f"The module has no {' and no '.join(missing)}.{there}")
-    if extra := [name for name in own if name not in state]:
+        raise _ParametersDiffer(f"The module has no {', no '.join(missing)}.{there}")
+    if extra:
         raise _ParametersDiffer(f"The module has a parameter or buffer too many: {', '.join(extra)}.")
     for name, tensor in state.items():
         if own[name].shape != tensor.shape:
@@ -246,6 +247,17 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
     module.to(dtype)
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+
+
+def _together(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
+    """Names of parameters, with those of a layer whose parameters are all meant said as one: the layer's name."""
+
+    def layer(name: str) -> str:
+        whole = name.rpartition(".")[0]
+        others = [other for other in among if whole and other.rpartition(".")[0] == whole]
+        return whole if others and set(others) <= set(names) else name
+
+    return list(dict.fromkeys(layer(name) for name in names))
 
 
 def _positional(arguments: Mapping[str, Any], keywords: tuple[str, ...]) -> list[Any]:

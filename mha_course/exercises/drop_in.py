@@ -26,12 +26,13 @@ def may_attend_with(
     heads=lambda mask, N, H: mask.unflatten(0, (N, H)),
     padding=lambda mask: mask[:, None, None, :],
     both=lambda a, b: a & b,
+    for_all=lambda mask: mask[None, None],
 ):
     def to_may_attend(attn_mask, key_padding_mask, N, H):
         found = []
         if attn_mask is not None:
             mask = turn(blocked(attn_mask))
-            found.append(heads(mask, N, H) if mask.dim() == 3 else mask[None, None])
+            found.append(heads(mask, N, H) if mask.dim() == 3 else for_all(mask))
         if key_padding_mask is not None:
             found.append(padding(turn(blocked(key_padding_mask))))
         return both(*found) if len(found) == 2 else found[0]
@@ -209,6 +210,27 @@ TO_MAY_ATTEND = Exercise(
             hint=2,
         ),
         Misconception(
+            "heads-still-folded",
+            "The (N·H, L, S) mask was left as it is. Our shape is (N, H, L, S): its first dimension has to be taken apart into "
+            "samples and heads.",
+            part={"heads": lambda mask, N, H: mask},
+            hint=2,
+        ),
+        Misconception(
+            "bool-only",
+            "Only bool masks were thought of: `~` stops at numbers. A mask of numbers is asked another question: where is it −∞?",
+            part={"blocked": lambda mask: mask},
+            hint=2,
+        ),
+        Misconception(
+            "padding-of-three-dimensions",
+            "The padding mask became (N, 1, S). There are four dimensions, (N, H, L, S), and broadcasting counts from the right: "
+            "your N stands where the heads are.",
+            part={"padding": lambda mask: mask[:, None, :]},
+            hint=2,
+            also=(may_attend_with(padding=lambda mask: mask[:, None, :], for_all=lambda mask: mask),),
+        ),
+        Misconception(
             "padding-on-heads",
             "The padding mask does not line up: (N, S) has to become (N, 1, 1, S), so that it counts for every head and "
             "every query.",
@@ -276,19 +298,22 @@ def load_with(
     biases=lambda bias: bias.chunk(3),
     out=lambda weight: weight,
     with_out_bias=True,
+    out_name="out",
+    there=lambda name, state: name in state,
+    bias_there=lambda name, state: name in state,
 ):
     def load_from_torch(state):
         weights = (
             packed(state["in_proj_weight"])
-            if "in_proj_weight" in state
+            if there("in_proj_weight", state)
             else [state[f"{x}_proj_weight"] for x in "qkv"]
         )
         ours = {f"{name}.weight": weight for name, weight in zip(names, weights)}
-        ours["out.weight"] = out(state["out_proj.weight"])
-        if "in_proj_bias" in state:
+        ours[f"{out_name}.weight"] = out(state["out_proj.weight"])
+        if bias_there("in_proj_bias", state):
             ours.update({f"{name}.bias": bias for name, bias in zip(names, biases(state["in_proj_bias"]))})
             if with_out_bias:
-                ours["out.bias"] = state["out_proj.bias"]
+                ours[f"{out_name}.bias"] = state["out_proj.bias"]
         return ours
 
     return load_from_torch
@@ -307,6 +332,10 @@ def load_by_slices(state):
         {key.replace("_proj", ""): value for key, value in state.items() if key.startswith("out_proj")}
     )
     return ours
+
+
+def load_all_transposed(state):
+    return {name: x.T if x.dim() == 2 else x for name, x in load_with()(state).items()}
 
 
 LOAD = Exercise(
@@ -346,6 +375,7 @@ LOAD = Exercise(
             "The packed blocks were transposed; torch's and ours are both (out, in).",
             part={"packed": lambda weight: [block.T for block in weight.chunk(3)]},
             hint=2,
+            also=(load_all_transposed,),
         ),
         Misconception(
             "output-transposed",
@@ -377,8 +407,20 @@ LOAD = Exercise(
             "packed-only",
             "With kdim and vdim of their own there is no `in_proj_weight`: torch then keeps `q_proj_weight`, `k_proj_weight` "
             "and `v_proj_weight` apart.",
-            wrong=lambda state: load_with()({**state, "in_proj_weight": state["in_proj_weight"]}),
+            part={"there": lambda name, state: True},
             hint=2,
+        ),
+        Misconception(
+            "always-a-bias",
+            "A module with `bias=False` has no `in_proj_bias` and no `out_proj.bias`. Ask whether they are there.",
+            part={"bias_there": lambda name, state: True},
+            hint=2,
+        ),
+        Misconception(
+            "torchs-name-kept",
+            "Our output projection is called `out`; yours still has torch's name, `out_proj`.",
+            part={"out_name": "out_proj"},
+            hint=1,
         ),
     ),
     styles=(
@@ -401,7 +443,14 @@ def our_state(draw, E=4, kdim=None, vdim=None, bias=True):
     return reference.load_from_torch(torch_state(draw, E, kdim, vdim, bias))
 
 
-def export_with(order=NAMES, join=torch.cat, keep_apart=True, biases=True, out_name="out_proj"):
+def export_with(
+    order=NAMES,
+    join=torch.cat,
+    keep_apart=True,
+    biases=lambda state: "out.bias" in state,
+    bias=lambda found: {"in_proj_bias": torch.cat(found)},
+    out_name="out_proj",
+):
     def export_to_torch(state):
         weights = [state[f"{name}.weight"] for name in order]
         if keep_apart and len({tuple(weight.shape) for weight in weights}) > 1:
@@ -409,8 +458,8 @@ def export_with(order=NAMES, join=torch.cat, keep_apart=True, biases=True, out_n
         else:
             theirs = {"in_proj_weight": join(weights)}
         theirs[f"{out_name}.weight"] = state["out.weight"]
-        if biases and "out.bias" in state:
-            theirs["in_proj_bias"] = torch.cat([state[f"{name}.bias"] for name in order])
+        if biases(state):
+            theirs |= bias([state[f"{name}.bias"] for name in order])
             theirs[f"{out_name}.bias"] = state["out.bias"]
         return theirs
 
@@ -459,7 +508,20 @@ EXPORT = Exercise(
         Misconception(
             "biases-forgotten",
             "The weights are all there; the biases are missing.",
-            part={"biases": False},
+            part={"biases": lambda state: False},
+            hint=2,
+        ),
+        Misconception(
+            "always-a-bias",
+            "A module with `bias=False` has no biases to export. Ask whether they are there.",
+            part={"biases": lambda state: True},
+            hint=2,
+        ),
+        Misconception(
+            "biases-apart",
+            "The three biases came out under names of their own. torch packs them into one, `in_proj_bias`, even where the "
+            "weights are apart.",
+            part={"bias": lambda found: {f"{x}_proj_bias": b for x, b in zip("qkv", found)}},
             hint=2,
         ),
         Misconception(
@@ -546,6 +608,32 @@ ADD_BIAS_KV = Exercise(
             "mask-not-extended",
             "There is one key more, and the mask still has the old number of columns.",
             part={"mask": lambda mask: mask},
+            hint=2,
+        ),
+        Misconception(
+            "a-mask-always",
+            "Without a mask `may_attend` is None: then there is nothing to extend, and None goes back.",
+            part={"mask": lambda mask: F.pad(mask, (0, 1), value=True)},
+            hint=2,
+        ),
+        Misconception(
+            "mask-of-numbers",
+            "The mask came back as numbers: True and False joined with 1.0 become 1.0 and 0.0. The new column is of bools, too.",
+            part={
+                "mask": lambda mask: (
+                    None if mask is None else torch.cat([mask, torch.ones(*mask.shape[:-1], 1)], dim=-1)
+                )
+            },
+            hint=2,
+        ),
+        Misconception(
+            "one-more-sample",
+            "A *sample* was added (dimension 0). Each sample gets one more key: dimension 1 of (N, S, E).",
+            wrong=lambda k, v, bias_k, bias_v, may_attend: (
+                torch.cat([k, bias_k.expand(1, k.shape[1], -1)]),
+                torch.cat([v, bias_v.expand(1, v.shape[1], -1)]),
+                pad_true(may_attend),
+            ),
             hint=2,
         ),
         Misconception(
@@ -655,6 +743,22 @@ ADD_ZERO_ATTN = Exercise(
             "mask-not-extended",
             "There is one key more, and the mask still has the old number of columns.",
             part={"mask": lambda mask: mask},
+            hint=2,
+        ),
+        Misconception(
+            "a-mask-always",
+            "Without a mask `may_attend` is None: then there is nothing to extend, and None goes back.",
+            part={"mask": lambda mask: F.pad(mask, (0, 1), value=True)},
+            hint=2,
+        ),
+        Misconception(
+            "mask-of-numbers",
+            "The mask came back as numbers: True and False joined with 1.0 become 1.0 and 0.0. The new column is of bools, too.",
+            part={
+                "mask": lambda mask: (
+                    None if mask is None else torch.cat([mask, torch.ones(*mask.shape[:-1], 1)], dim=-1)
+                )
+            },
             hint=2,
         ),
         Misconception(
