@@ -172,10 +172,17 @@ def test_the_crossover_is_the_length_from_which_on_one_stays_faster():
 
 
 def test_the_ridge_is_where_the_ceilings_meet(tiny):
-    given = {"ceilings": {"bytes_per_s": {"median": 4.0}, "flops_per_s": {"float32": {"median": 50.0}}}}
+    given = {"ceilings": {"bytes_per_s": {"best": 4.0}, "flops_per_s": {"float32": {"best": 50.0}}}}
     assert measuring.ridge(given) == 12.5
     with pytest.raises(ValueError, match="no ceilings for tf32"):
         measuring.ridge(tiny, "tf32")
+
+
+def test_the_better_ceiling_counts_of_before_and_after():
+    def found(copy, product):
+        return {"bytes_per_s": {"best": copy}, "flops_per_s": {"float32": {"best": product}}}
+
+    assert runs.higher(found(3, 40), found(4, 20)) == found(4, 40)
 
 
 # ------------------------------------------------------------------------------------- the run

@@ -21,7 +21,8 @@ through this package; only `machine` knows how each is timed and how its memory 
 * ``machine``: device ("cuda", "mps", "cpu"), name, driver, torch, …; ``date`` (UTC, ISO 8601); ``ended``
   ("complete", "interrupted" or "running").
 * ``settings``: N, H, D, sizes, … of the inputs: q, k, v are (N, H, L, D), self-attention, no mask, no dropout.
-* ``ceilings``: ``bytes_per_s`` of a large copy and ``flops_per_s`` of a large matrix product by precision.
+* ``ceilings``: ``bytes_per_s`` of a large copy and ``flops_per_s`` of a large matrix product by precision: the
+  ``best`` sample (what the machine can do), ``median``, quartiles; measured before and after all else, the better counts.
 * ``points``: one for each way, precision, direction and L, with
 
   - ``way`` (a key of `WAYS`, or a name from ``own``), ``precision`` ("float32", "tf32", "bfloat16"), ``direction``

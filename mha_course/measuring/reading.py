@@ -66,4 +66,4 @@ def ridge(record: Record, precision: str = "float32") -> float:
     ceilings = record["ceilings"]
     if precision not in ceilings["flops_per_s"] or not ceilings["bytes_per_s"]:
         raise ValueError(f"this record has no ceilings for {precision}")
-    return ceilings["flops_per_s"][precision]["median"] / ceilings["bytes_per_s"]["median"]
+    return ceilings["flops_per_s"][precision]["best"] / ceilings["bytes_per_s"]["best"]

@@ -248,7 +248,7 @@ def _two_ceilings(record: Record, precision: str) -> tuple[float, float]:
     ceilings = record["ceilings"]
     if not ceilings["bytes_per_s"] or precision not in ceilings["flops_per_s"]:
         raise ValueError(f"the record has no ceilings for {precision}")
-    return ceilings["bytes_per_s"]["median"], ceilings["flops_per_s"][precision]["median"]
+    return ceilings["bytes_per_s"]["best"], ceilings["flops_per_s"][precision]["best"]
 
 
 def _looks(ways: Iterable[str]) -> dict[str, dict[str, Any]]:
