@@ -189,9 +189,12 @@ def _failed(seen: Observation) -> Difference:
             ("The inputs are tiny, so a loop probably never ends: does its condition ever become false?",),
         )
     if failure.kind == "parameters":
-        return Difference(
-            "parameters", "the module's parameters are not the expected ones.", (failure.message,)
-        )
+        extra = "too many" in failure.message
+        kept_out = (
+            "If it is a buffer: one registered with `persistent=False` is not in the state dict.",
+        ) * extra
+        headline = "the module's parameters are not the expected ones."
+        return Difference("parameters", headline, (failure.message, *kept_out))
     return Difference(
         "raised", f"your code raised {failure.types[0]}: {_short(failure.message)}", _explain(failure.message)
     )
@@ -219,6 +222,10 @@ _EXPLANATIONS = (
     (
         ("torch.return_types.max", "torch.return_types.min"),
         "`max` and `min` along a dimension give two things, values and indices. Take `.values`, or call `amax` or `amin`.",
+    ),
+    (
+        ("has no attribute 'to'",),
+        "Only tensors and modules have `.to`, and here is something else. What is it, and what should become of it?",
     ),
     (
         ("is not defined",),

@@ -9,7 +9,7 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
@@ -70,14 +70,16 @@ PICK_DEVICE = Exercise(
     misconceptions=(
         Misconception(
             "always-cuda",
-            "You give cuda whatever is there. On every machine without one, the next line would stop.",
+            "You give cuda whatever is there. On every machine without one, the next line would stop. (Look at `cuda` and `mps`: "
+            "whoever calls may have said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cuda"),
             hint=1,
             also=(picking(lambda cuda, mps: "cuda:0"),),
         ),
         Misconception(
             "always-cpu",
-            "You give cpu whatever is there: right everywhere, and slow everywhere.",
+            "You give cpu whatever is there: right everywhere, and slow everywhere. (Or do you ask torch again? Look at `cuda` and "
+            "`mps`: whoever calls has said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cpu"),
             hint=1,
         ),
@@ -271,6 +273,35 @@ def move_into_a_copy(batch, device):
     return batch
 
 
+def move_dict_for_nothing(batch, device):
+    for item in batch.values():
+        if isinstance(item, Tensor):
+            item.to(device)
+    return batch
+
+
+def move_dict_of_tensors(batch, device):
+    return {key: x.to(device) for key, x in batch.items()}
+
+
+def move_dict_of_anything(batch, device):
+    return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+
+
+def what_has_moved(inputs, value):
+    """Which of the batch's tensors are where they should be."""
+    places = [str(x.device) for x in tree_leaves(value) if isinstance(x, Tensor)]
+    wanted = str(inputs["device"])
+    if not places or set(places) == {wanted}:
+        return None
+    if wanted not in places:
+        return "Nothing has moved. `x.to(device)` does not move x: it gives a *new* tensor. Is that one put into what you return?"
+    return (
+        "Some tensors have moved, others have not: look into every dict, list and tuple, however deep it lies. For what is inside, "
+        "ask the same function again."
+    )
+
+
 def draw_batch(draw, device="meta"):
     """What a data loader gives: tensors of several dtypes, nested, and things that are no tensors."""
     return {
@@ -316,7 +347,7 @@ TO_DEVICE = Exercise(
             "Keep what it returns. (Modules are the exception: `module.to(device)` does change the module.)",
             part={"tensor": lambda x, d: (x.to(d), x)[1]},
             hint=1,
-            also=(move_in_a_loop_for_nothing, rebind_the_loop_variable),
+            also=(move_in_a_loop_for_nothing, rebind_the_loop_variable, move_dict_for_nothing),
         ),
         Misconception(
             "top-level-only",
@@ -324,6 +355,7 @@ TO_DEVICE = Exercise(
             "For what is inside, ask the same function again.",
             wrong=move_top_level_only,
             hint=2,
+            also=(move_dict_of_anything,),
         ),
         Misconception(
             "lists-forgotten",
@@ -342,7 +374,7 @@ TO_DEVICE = Exercise(
             "There are a text, a number and a None in the batch, and they have no `.to`. What is no tensor is passed on as it is.",
             wrong=move_all_or_fail,
             hint=2,
-            also=(to_device_with(other=lambda x: x.to("cpu")),),
+            also=(to_device_with(other=lambda x: x.to("cpu")), move_dict_of_tensors),
         ),
         Misconception(
             "others-dropped",
@@ -373,6 +405,7 @@ TO_DEVICE = Exercise(
             hint=3,
         ),
     ),
+    properties=(Property("all has moved", what_has_moved, hint=2),),
     styles=(
         Style("comprehensions", to_device_with()),
         Style("match", move_by_match),
@@ -675,8 +708,8 @@ CAUSAL_MASK_MODULE = Exercise(
         ),
         Misconception(
             "saved-with-the-parameters",
-            "Your mask is a buffer, good. But it is also in the state dict, so every checkpoint carries it, and one that was saved "
-            "with another `longest` no longer loads. `register_buffer` can be told not to save.",
+            "Your mask moves along, good. But it is also in the state dict, so every checkpoint carries it, and one that was saved "
+            "with another `longest` no longer loads. (A parameter would even be trained.) `register_buffer` can be told not to save.",
             wrong=saved_as("mask"),
             hint=2,
             also=tuple(saved_as(name) for name in ("causal_mask", "causal", "tril", "may_attend", "bias")),
@@ -1573,21 +1606,18 @@ def fused_with(
     merge=both_masks,
     scale=lambda q: q,
     after=lambda output: output,
+    hand_on=lambda is_causal, combined: is_causal and combined is None,
 ):
     """The call of torch's kernel from what is decided before it."""
 
     def fused_attention(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
         is_causal = causal(is_causal, training)
         combined = merge(q, k, may_attend, is_causal)
-        alone = is_causal and combined is None
+        alone = hand_on(is_causal, combined)
         combined = combined if combined is None else mask(combined)
         return after(sdpa(scale(q), k, v, combined, rate(dropout_p, training), alone))
 
     return fused_attention
-
-
-def fused_both_at_once(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
-    return sdpa(q, k, v, may_attend, dropout_p if training else 0.0, is_causal)
 
 
 def fused_causal_only(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
@@ -1835,7 +1865,10 @@ FUSED_ATTENTION = Exercise(
             "both-at-once",
             "`attn_mask` and `is_causal` were given together. Some of torch's kernels take both, most refuse (the documentation says: an "
             "error). Where there is a mask, put the causal one into it yourself.",
-            wrong=fused_both_at_once,
+            part={
+                "merge": lambda q, k, may_attend, is_causal: may_attend,
+                "hand_on": lambda is_causal, combined: is_causal,
+            },
             hint=2,
         ),
         Misconception(
@@ -1987,6 +2020,13 @@ def gap_in_nan_to_num(fn, x, dtype):
     ).item()
 
 
+def gap_each_by_its_own(fn, x, dtype):
+    truth, low = fn(x.double()), fn(x.to(dtype)).double()
+    if not bool(low.isfinite().all()):
+        return INF
+    return ((low - truth).abs() / truth.abs()).max().item() / torch.finfo(dtype).eps
+
+
 def gap_compared_low(fn, x, dtype):
     truth, low = fn(x.double()), fn(x.to(dtype))
     if not bool(low.isfinite().all()):
@@ -2085,6 +2125,13 @@ MIXED_PRECISION_GAP = Exercise(
             "You give the absolute error in steps. For large results even perfect rounding is many steps then: divide by the truth's "
             "largest absolute value.",
             part={"size": lambda truth: 1.0},
+            hint=2,
+        ),
+        Misconception(
+            "each-by-its-own-size",
+            "You divide each error by its own true number. Numbers near 0 then look far off, however well they are rounded. Take the "
+            "largest error and the largest number, each by itself.",
+            wrong=gap_each_by_its_own,
             hint=2,
         ),
         Misconception(

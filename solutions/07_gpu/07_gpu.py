@@ -774,26 +774,27 @@ check(fused_attention)
 
 # %%
 line = progress_bar(6, "measuring")
+own = {"by hand": lambda q, k, v: attend(q, k, v)[0], "your fused_attention": fused_attention}
 record = measuring.measure(
     device,
     sizes=None if device.type == "cuda" else (4, 16, 64, 256, 1024),
+    shape=(N, H, D),
+    own=own,
     ways=("tiles",),
-    own={"by hand": lambda q, k, v: attend(q, k, v)[0], "your fused_attention": fused_attention},
     directions=("forward",),
     precisions=("float32",),
-    shape=(N, H, D),
     budget_s=20,
     says=lambda _: next(line, None),
 )
 for _ in line:
     pass
+
+# %%
 names = {
     "by hand": "with the L × L matrix",
     "tiles": "tiled, in plain PyTorch",
     "your fused_attention": "your fused_attention",
 }
-
-# %%
 plots.show(
     plots.gpu.attention_curves(record, names),
     alt="Two pictures against the length L, both axes logarithmic. Left, the time of one call: all lines rise, the one of your "
@@ -893,7 +894,7 @@ if recorded is not None:
 # $$\text{gap} = \frac{\max |\text{low} - \text{truth}|}{\max |\text{truth}|} \cdot \frac{1}{\text{eps}}$$
 #
 # where *low* is `fn` of `x` in the low dtype, and *truth* is `fn` of `x` in float64. A gap of about 1 is rounding, in every dtype. A
-# gap of 100 is a mistake. If anything in *low* is not finite (∞ or NaN), the gap is `inf`: nothing is worse.
+# gap of 10 asks for a closer look, one of 100 for a bug report. If anything in *low* is not finite (∞ or NaN), the gap is `inf`: nothing is worse.
 #
 # By hand: the truth is $(2, 4)$, bfloat16 gave $(2, 4.03125)$, and eps is $0.0078125$. The largest error is $0.03125$; divided by the
 # largest number, $0.0078125$: one step. The gap is **1**.
@@ -1068,6 +1069,7 @@ def timed(calls, warm, wait, summary):
     return 1000 * summary(times)
 
 
+# %%
 print(f"no synchronise:             {timed(20, 3, False, statistics.median):6.1f} ms")
 print(f"the first call:             {timed(1, 0, True, statistics.median):6.1f} ms")
 print(f"mean of three, warmed up:   {timed(3, 3, True, statistics.mean):6.1f} ms")
