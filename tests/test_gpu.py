@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mha_course import exercises, measuring, plots
 from mha_course.checking import LocalAnswer, as_text, examine
+from mha_course.checking.diagnose import implementations
 from mha_course.devices import RealDevice, SimulatedDevice
+from mha_course.grading import wire
 from mha_course.reference import (
     CausalMask,
     attend,
@@ -374,6 +376,28 @@ def test_each_check_of_the_lesson_agrees_with_the_reference_when_asked_twice():
         for _ in range(2):
             report = examine(exercise, LocalAnswer(exercise.reference), reference_allowed=True)
             assert report.status == "right", as_text(report.card)
+
+
+class BehindAWire:
+    """An answer in another process, as a class's submissions are: nothing but packed data reaches it and comes back."""
+
+    def __init__(self, target):
+        self.answer = LocalAnswer(target)
+
+    def observe(self, call):
+        body, blobs = wire.pack_call(call)
+        call = wire.call_from(json.loads(json.dumps(body)), memoryview(b"".join(blobs)))
+        body, blobs = wire.pack_observation(self.answer.observe(call))
+        return wire.observation_from(json.loads(json.dumps(body)), memoryview(b"".join(blobs)))
+
+
+@pytest.mark.parametrize("name", ["to_device", "CausalMask", "benchmark"])
+def test_the_mistakes_are_named_alike_in_another_process(name):
+    exercise = exercises.find(name)
+    assert examine(exercise, BehindAWire(exercise.reference), reference_allowed=True).status == "right"
+    for misconception in exercise.misconceptions:
+        wrong = implementations(exercise, misconception)[0]
+        assert examine(exercise, BehindAWire(wrong), reference_allowed=True).cause == misconception.id
 
 
 def test_the_queue_is_drawn_with_both_readings_of_the_clock():
