@@ -852,6 +852,8 @@ def drop_in_with(
     bias_kv=reference.add_bias_kv,
     zero_attn=reference.add_zero_attn,
     weigh=lambda scores, m: scores.softmax(-1) if m is None else reference.masked_softmax(scores, m),
+    drop=F.dropout,
+    shown=lambda before, after: after,
     finish=lambda module, merged: module.out_proj(merged),
     average=lambda weights: weights.mean(1),
     need=lambda need_weights: need_weights,
@@ -899,8 +901,10 @@ def drop_in_with(
                 scores = scores + F.pad(bias.unflatten(0, (N, H)) if bias.dim() == 3 else bias, (0, extra))
             if key_padding_mask is not None and key_padding_mask.is_floating_point():
                 scores = scores + F.pad(added(key_padding_mask)[:, None, None], (0, extra))
-            weights = F.dropout(weigh(scores, mask), self.dropout, self.training)
+            before = weigh(scores, mask)
+            weights = drop(before, self.dropout, self.training)
             output = finish(self, reference.merge_heads(weights @ v))
+            weights = shown(before, weights)
             weights = average(weights) if average_attn_weights != flip_average else weights
             if not batched:
                 output, weights = output[0], weights[0]
@@ -937,6 +941,24 @@ def all_padding_in_one(draw):
     mask = ~draw.mask(2, 7)
     mask[1] = True
     return mask
+
+
+def many_copies(draw):
+    """One sample forty times: what scatters between the copies is the dropout."""
+    one = sent(draw, N=1, L=20, S=25, E=8, kdim=8, vdim=8)
+    return {name: x.expand(40, -1, -1).contiguous() for name, x in one.items()} | {
+        "average_attn_weights": False
+    }
+
+
+def what_dropout_did(value, inputs):
+    """Half of 40 000 weights are 0, give or take 0.003; what is left was doubled, so the mean row still sums to 1."""
+    output, weights = value
+    return {
+        "share of zeros in the weights": (weights == 0).double().mean().item(),
+        "mean sum of a row of weights": weights.sum(-1).mean().item(),
+        "outputs differ between copies": bool(output.std(0).min() > 0),
+    }
 
 
 MULTIHEAD_ATTENTION = Exercise(
@@ -1014,6 +1036,15 @@ MULTIHEAD_ATTENTION = Exercise(
             },
         ),
         Case("no batch at all, a mask of numbers", small, construct={"embed_dim": 12, "num_heads": 3}),
+        Case(
+            "dropout in training",
+            many_copies,
+            construct={"embed_dim": 8, "num_heads": 2, "batch_first": True, "dropout": 0.5},
+            train=True,
+            look_at=what_dropout_did,
+            tolerance=0.05,
+            gradients=False,
+        ),
         Case(
             "one sample is nothing but padding",
             lambda draw: sent(draw, key_padding_mask=all_padding_in_one),
@@ -1143,6 +1174,24 @@ MULTIHEAD_ATTENTION = Exercise(
             "The sample that is nothing but padding looks everywhere alike: a large negative number instead of −∞.",
             part={"weigh": lambda s, m: (s if m is None else s.masked_fill(~m, -1e9)).softmax(-1)},
             hint=2,
+        ),
+        Misconception(
+            "no-dropout",
+            "Nothing is dropped in training: `self.dropout` is the probability, `self.training` says whether it counts.",
+            part={"drop": lambda weights, p, training: weights},
+            hint=3,
+        ),
+        Misconception(
+            "dropout-in-eval",
+            "Weights are dropped in eval mode, too. Dropout is for training: ask `self.training`.",
+            part={"drop": lambda weights, p, training: F.dropout(weights, p)},
+            hint=3,
+        ),
+        Misconception(
+            "shown-before-dropout",
+            "You return the weights as they were before dropout. Your module of lesson 04 does so; torch's shows what was used.",
+            part={"shown": lambda before, after: before},
+            hint=3,
         ),
         Misconception(
             "output-projection-forgotten",
