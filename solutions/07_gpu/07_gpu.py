@@ -53,8 +53,8 @@ for name, gpu in (("a short sequence", short), ("ten times the work", long)):
 # %% [markdown]
 # Ten times the work in the same time. What a wonderful machine!
 #
-# The numbers are wrong, of course, and wrong numbers of just this kind have been published. Before you go on: what do
-# you think was measured?
+# The numbers are wrong, of course; nothing is easier than to measure such numbers. Before you go on: what do you think was
+# measured?
 
 # %% [markdown]
 # ## Predict
@@ -704,7 +704,7 @@ plots.show(
 #
 # torch has the fused kernel: `F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)`, with q
 # $(N, H, L, D)$ and k, v $(N, H, S, D)$. It divides by $\sqrt D$ by itself, and a boolean `attn_mask` means what we mean: True =
-# may look. Three things it leaves to you, and each of them has cost somebody a week:
+# may look. Three things it leaves to you, and each of them is forgotten again and again:
 #
 # - **It is a function; it knows nothing of `train()` and `eval()`.** It drops whenever `dropout_p` is not 0. Dropout belongs to
 #   training; so the rate must be 0 out of it. The causal mask does *not* belong to training: the future stays closed, always.
@@ -877,8 +877,8 @@ if recorded is not None:
 #
 # ### 7.9 How wrong is it?
 #
-# Half the bytes, half the time to move them; and the units that multiply 16-bit numbers are many times as fast. So models run in
-# 16 bits. There are two kinds:
+# Half the bytes, half the time to move them; and a GPU has units that multiply 16-bit numbers many times as fast. So models run
+# in 16 bits. There are two kinds:
 #
 # | | largest number | next number after 1 (`eps` away) |
 # |---|---|---|
