@@ -83,4 +83,5 @@ c.Autograde.sanitize_preprocessors = [
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.Execute.timeout = 300  # seconds for one cell; a learner's Validate uses it too
+c.Execute.skip_cells_with_tag = "not-when-graded"  # measurements: long, and no answer
 c.Execute.extra_arguments = ["--log-level=ERROR"]  # no word about each kernel's transport

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "raise NotImplementedError()"
 UNGRADED = "ungraded"  # tag of a cell that calls check() only to show what a check does
+NOT_WHEN_GRADED = (
+    "not-when-graded"  # a cell that takes long and answers nothing: it is left out while marking
+)
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},

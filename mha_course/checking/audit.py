@@ -121,7 +121,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"No lesson or exercise is called {' or '.join(args.names)}. Lessons: {known}.")
         return 2
     first = next((exercise for exercise in chosen if exercise.device_safe), chosen[0])
-    examine(replace(first, forbidden=()), LocalAnswer(first.reference), reference_allowed=True)  # first-time work
+    examine(
+        replace(first, forbidden=()), LocalAnswer(first.reference), reference_allowed=True
+    )  # first-time work
     audits = [audit(exercise, args.seed) for exercise in chosen]
     print(table(audits))
     for result in audits:

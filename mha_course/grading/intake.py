@@ -545,6 +545,9 @@ def _released(released: ReleasedNotebook, cell: dict, their: dict | None, repair
         elif their["source"].strip() != cell["source"].strip():
             repairs.append(f"check cell {name} was changed: the released one is used")
         return RebuiltCell(shown, check=tuple(rules.checked_names(cell["source"]) or ()))
+    unchanged = their is None or their["source"].strip() == cell["source"].strip()
+    if unchanged and rules.NOT_WHEN_GRADED in cell["metadata"].get("tags", []):
+        return RebuiltCell(shown)
     if marks(cell).get("locked") or their is None or their["cell_type"] != "code":
         return RebuiltCell(shown, cell["source"])
     shown["source"] = their["source"]

@@ -1,17 +1,30 @@
 """Which of the reference's functions a learner's process is lent.
 
-An exercise may build on earlier ones (``builds_on``), and a learner may go on with the reference's. So those
-functions, with what they call themselves, enter the process as source text; an exercise of the very lesson
-never does, and every other name is there only to say that it is switched off.
+An exercise may build on earlier ones (``builds_on``), a learner may go on with the reference's, and a lesson's
+own cells import what earlier lessons were about. So those functions, with what they call themselves, enter the
+process as source text; an exercise of the very lesson never does, and every other name is there only to say that
+it is switched off.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def imported(sources: Iterable[str]) -> set[str]:
+    """Names that released cells import from the reference."""
+    names: set[str] = set()
+    for source in sources:
+        with contextlib.suppress(SyntaxError):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.ImportFrom) and node.module == "mha_course.reference":
+                    names |= {alias.name for alias in node.names}
+    return names
 
 
 @functools.cache

@@ -30,9 +30,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSIDE = "/course"  # where the trimmed package is, inside
+KEPT = "/kept"  # where folders under /tmp are a second time: every learner's process gets a /tmp of its own
 # All of mha_course that a learner's process gets to see. Never reference/, exercises/, or the engine's comparing.
 STAGED = (
     "__init__.py",
+    "devices.py",
     "progress_bar.py",
     "checking/calls.py",
     "checking/callables.py",
@@ -144,7 +146,7 @@ def staged_course() -> Iterator[Path]:
                 shutil.copyfile(PACKAGE / part, target / part)
         for package in ("checking", "grading"):
             (target / package / "__init__.py").write_text("")
-        for name in ("tutor.py", "doctor.py"):
+        for name in ("tutor.py", "doctor.py", "measuring.py"):
             shutil.copyfile(PACKAGE / "grading" / "stand_in.py", target / name)
         for path in (Path(folder), *Path(folder).rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -185,6 +187,10 @@ def _readable_folders() -> list[Path]:
     return kept
 
 
+def _folders_under_tmp() -> list[Path]:
+    return [folder for folder in _readable_folders() if folder.is_relative_to("/tmp")]
+
+
 def _bubblewrap(way: str, course: Path, files: Path | None) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap"]
     if (
@@ -218,19 +224,25 @@ def _bubblewrap(way: str, course: Path, files: Path | None) -> list[str]:
         "/etc/alternatives",
     ):
         command += ["--ro-bind-try", path, path]
+    command += ["--perms", "1777", "--tmpfs", "/tmp"]
     folders = _readable_folders()
-    parents = {parent for folder in folders for parent in folder.parents} - {Path("/")}
+    parents = {parent for folder in folders for parent in folder.parents} - {Path("/"), Path("/tmp")}
     for parent in sorted(parents, key=lambda path: len(path.parts)):
         command += ["--perms", "0755", "--dir", str(parent)]
     for folder in folders:
         command += ["--ro-bind", str(folder), str(folder)]
+    for number, folder in enumerate(_folders_under_tmp()):
+        command += ["--ro-bind", str(folder), f"{KEPT}/{number}"]
     bound = (*folders, Path("/usr"))
     for secret in {PACKAGE, PACKAGE.parent}:  # where the course is installed inside one of these folders
         inside = any(secret != folder and secret.is_relative_to(folder) for folder in bound)
         holds = any(folder.is_relative_to(secret) for folder in bound)
         if inside and not holds:
             command += ["--tmpfs", str(secret)]
-    command += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"]
+            for number, folder in enumerate(_folders_under_tmp()):
+                if secret.is_relative_to(folder):
+                    command += ["--tmpfs", f"{KEPT}/{number}/{secret.relative_to(folder).as_posix()}"]
+    command += ["--proc", "/proc", "--dev", "/dev"]
     command += ["--ro-bind", str(course), INSIDE]
     if files is not None:
         command += ["--ro-bind", str(files), "/files"]
@@ -324,6 +336,7 @@ class Nursery:
             "confine": "limits" if self.way in ("single", "none") else "namespaces",
             "files": (str(self.files) if plain else "/files") if self.files else "",
             "probe": self.probe,
+            "kept": {f"{KEPT}/{n}": str(folder) for n, folder in enumerate(_folders_under_tmp())},
         }
         if plain and sys.platform == "linux":
             settings["processes"] = 4096  # counts everything that this user runs

@@ -118,6 +118,8 @@ class _Run:
     def __init__(self, marker: Marker, release: Release, cells: list[RebuiltCell], seeds: dict[str, int]):
         self.marker, self.cells, self.seeds = marker, cells, seeds
         self.lesson = set(checked_in(release))
+        given = [c["source"] for n in release.notebooks.values() for c in n.cells if c["cell_type"] == "code"]
+        self.imported = lending.imported(given) - self.lesson
         self.until = time.monotonic() + marker.nursery.limits.notebook_seconds
         self.outputs: dict[int, list[dict]] = {}
         self.deadly: set[int] = set()  # cells that are not run again
@@ -139,7 +141,7 @@ class _Run:
 
     def _loan(self, items: Iterable[Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
         built_on = {n for item in items if isinstance(item, Exercise) for n in item.builds_on}
-        return lending.loan(sorted(built_on - self.lesson | set(also)))
+        return lending.loan(sorted(built_on - self.lesson | self.imported | set(also)))
 
     def _play_with_borrowed(self, items: dict[str, Any]) -> None:
         """Who borrowed an earlier answer of this very lesson is asked again, with just that one lent."""

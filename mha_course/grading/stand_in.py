@@ -1,4 +1,4 @@
-"""What ``from mha_course import check, doctor`` gives a learner's process while it is marked: nothing happens.
+"""What ``from mha_course import check, doctor, measuring`` gives a learner's process while it is marked: nothing.
 
 The marks are made on the other side. Practice cells that call ``check()`` run on.
 """

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 NEW_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000  # mount, UTS, IPC, user, PID
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
     1,
     4,
@@ -339,6 +339,9 @@ def _mounts(libc: ctypes.CDLL, settings: dict) -> None:
     _check(
         mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=20000,mode=700"), "/tmp"
     )
+    for kept, folder in settings["kept"].items():  # the environment, where it lies under the /tmp now covered
+        os.makedirs(folder, mode=0o755)
+        _check(mount(kept, folder, None, MS_BIND | MS_REC, None), folder)
     _check(mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=700"), "/dev/shm")
     if mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None) == 0:
         for name, value in (

@@ -772,7 +772,7 @@ check(fused_attention)
 # Everything is there: attention with the $L \times L$ matrix (lesson 01's `attend`), your `fused_attention`, and the course's tiled
 # version in plain PyTorch (lesson 08 builds it). Measure them on your machine, for growing $L$. This takes a few seconds.
 
-# %%
+# %% tags=["not-when-graded"]
 line = progress_bar(6, "measuring")
 own = {"by hand": lambda q, k, v: attend(q, k, v)[0], "your fused_attention": fused_attention}
 record = measuring.measure(
@@ -789,7 +789,7 @@ record = measuring.measure(
 for _ in line:
     pass
 
-# %%
+# %% tags=["not-when-graded"]
 names = {
     "by hand": "with the L × L matrix",
     "tiles": "tiled, in plain PyTorch",
@@ -810,7 +810,7 @@ plots.show(
 #
 # And now your prediction beside the fact. The bound is *at the least*, so no factor should be (much) below 1:
 
-# %%
+# %% tags=["not-when-graded"]
 for way, fused in (("by hand", False), ("your fused_attention", True)):
     print(f"\n{names[way]}:\n      L   at the least   measured   factor   held back by")
     for point in measuring.points(record, way):
@@ -830,7 +830,7 @@ for way, fused in (("by hand", False), ("your fused_attention", True)):
 # The same figures as a roofline: the black line is the most that this machine can do at each intensity. (The bytes are
 # those that the kernels really moved, counted while they ran.)
 
-# %%
+# %% tags=["not-when-graded"]
 plots.show(
     plots.gpu.roofline(record, names),
     alt="A roofline: achieved FLOP per second against FLOP per byte, both logarithmic. A black line rises up to the ridge and is flat "
@@ -848,7 +848,7 @@ plots.show(
 # The same command measures everything on a GPU: all of torch's kernels, compiled ones too, forward and backward, up to
 # $L = 16384$. If a recording ships with this course, here it is, with its machine and date:
 
-# %%
+# %% tags=["not-when-graded"]
 recorded = measuring.latest_record("cuda")
 if recorded is None:
     print(
@@ -864,7 +864,7 @@ else:
         "rises most steeply in memory, the fused kernel is the fastest at long lengths.",
     )
 
-# %%
+# %% tags=["not-when-graded"]
 if recorded is not None:
     plots.show(
         plots.gpu.roofline(recorded, precision="bfloat16"),
