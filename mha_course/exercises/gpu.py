@@ -2071,6 +2071,11 @@ def lowered(name, dtype, *shape, scale=1.0, of=torch.float64):
     return make
 
 
+def rounded(number):
+    x = torch.full((2, 3), number, dtype=torch.float64)
+    return lambda draw: {"fn": Named("squared"), "x": x, "dtype": BFLOAT16}
+
+
 MIXED_PRECISION_GAP = Exercise(
     name="mixed_precision_gap",
     number="7.9",
@@ -2087,6 +2092,8 @@ MIXED_PRECISION_GAP = Exercise(
         Case("large numbers in float16", lowered("squared", FLOAT16, 2, 7, scale=1000.0)),
         Case("∞ / ∞ in float16", lowered("softmax_without_shift", FLOAT16, 3, 5, scale=20.0)),
         Case("the same in bfloat16", lowered("softmax_without_shift", BFLOAT16, 3, 5, scale=20.0)),
+        Case("all rounded up: 1.005 becomes 1.0078", rounded(1.005)),
+        Case("all rounded down: 1.003 becomes 1", rounded(1.003)),
     ),
     misconceptions=(
         Misconception(

@@ -231,6 +231,7 @@ def _bubblewrap(way: str, course: Path, files: Path | None) -> list[str]:
         command += ["--perms", "0755", "--dir", str(parent)]
     for folder in folders:
         command += ["--ro-bind", str(folder), str(folder)]
+    command += ["--perms", "0755", "--dir", KEPT]
     for number, folder in enumerate(_folders_under_tmp()):
         command += ["--ro-bind", str(folder), f"{KEPT}/{number}"]
     bound = (*folders, Path("/usr"))
