@@ -1,8 +1,7 @@
-"""References of lessons to come (06 and 08): exact against the direct formula."""
+"""Reference of lesson 08: exact against the direct formula."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mha_course.reference import order_and_memory as om
 from mha_course.reference import without_the_matrix as wm
@@ -68,50 +67,3 @@ def test_score_mods_equal_explicit_masks():
     assert torch.equal(window.isinf(), (j > i) | (i - j >= 3))
     head = torch.tensor(1)
     exact(wm.alibi(4)(scores, zero, head, i, j), scores - 2.0**-4 * (i - j).abs())
-
-
-def test_sharing_keys_equals_torchs_grouped_attention():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, h, n, 4, dtype=torch.float64) for h, n in ((6, 5), (2, 7), (2, 7)))
-    exact(om.grouped_attention(q, k, v)[0], F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
-    with pytest.raises(ValueError, match="evenly"):
-        om.grouped_attention(q, k[:, :1].repeat(1, 4, 1, 1), v)
-
-
-def test_turned_queries_and_keys_know_only_their_distance():
-    torch.manual_seed(0)
-    q, k = torch.randn(1, 1, 1, 6, dtype=torch.float64), torch.randn(1, 1, 1, 6, dtype=torch.float64)
-
-    def score(i, j):
-        return (om.apply_rope(q, torch.tensor([i])) * om.apply_rope(k, torch.tensor([j]))).sum()
-
-    exact(score(3, 1), score(103, 101))
-    assert abs(score(3, 1) - score(3, 2)) > 1e-3
-    exact(om.apply_rope(q, torch.tensor([7])).norm(), q.norm())
-
-
-def test_decoding_token_by_token_equals_computing_everything_again():
-    torch.manual_seed(0)
-    N, H, Hkv, L, D = 2, 4, 2, 6, 8
-    q, k, v = (torch.randn(N, h, L, D, dtype=torch.float64) for h in (H, Hkv, Hkv))
-    left = torch.tensor([0, 2])  # the second sample has two tokens of padding on its left
-    whole, _ = om.decode_step(q, k, v, om.KVCache(), left)
-    cache = om.KVCache()
-    for start, stop in ((0, 3), (3, 4), (4, 6)):
-        part, _ = om.decode_step(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], cache, left)
-        exact(part, whole[:, :, start:stop])
-    assert len(cache) == L
-
-
-def test_sinusoids_are_the_papers():
-    table = om.sinusoidal_positions(50, 8)
-    assert table.shape == (50, 8)
-    assert table[0].tolist() == [0, 1] * 4
-    assert table[3, 2].item() == pytest.approx(torch.tensor(3 / 10000**0.25).sin().item())
-    with pytest.raises(ValueError, match="even"):
-        om.sinusoidal_positions(5, 7)
-
-
-def test_the_cache_of_a_known_model_takes_the_bytes_it_is_known_for():
-    # Touvron et al. 2023, Llama 2 70B: 80 layers, 8 key-value heads of 128, 16 bits: 320 KiB a token
-    assert om.kv_cache_bytes(N=1, S=1, Hkv=8, D=128, layers=80) == 320 * 1024

@@ -159,18 +159,19 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
 
     printed, used = io.StringIO(), []
     parameters: dict[str, Tensor] = {}
-    value, failure = None, None
+    value, failure, made = None, None, _made(steps)
     started = time.perf_counter()
     with _quiet(printed) as caught, _seeded(call.seed), torch.enable_grad():
         try:
-            with time_limit(call.seconds), guards.watching(call.forbidden, call.reference_allowed) as used:
+            with time_limit(call.seconds), guards.watching(call.forbidden, _allowed(call)) as used:
                 function = target
                 if call.construct is not None:
                     function = _construct(target, call)
                     if isinstance(function, torch.nn.Module):
                         parameters = dict(function.named_parameters())
                 results = [
-                    _call(function, step.method, arguments, call) for step, arguments in zip(steps, live)
+                    _call(function, step.method, arguments, call, made)
+                    for step, arguments in zip(steps, live)
                 ]
             value = results[0] if not isinstance(call.inputs, list) else results
         except BaseException as error:  # whatever an answer raises is an observation, Ctrl-C apart
@@ -208,12 +209,28 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
     )
 
 
+def _allowed(call: Call) -> tuple[str, ...] | None:
+    """What the answer may use of ours: parts of the reference, and what it was handed."""
+    if call.reference_allowed is None:
+        return None
+    handed = (v.name for step in _steps(call) for v in step.inputs.values() if isinstance(v, Named))
+    return (*call.reference_allowed, *handed)
+
+
 def _steps(call: Call) -> list[Step]:
     return call.inputs if isinstance(call.inputs, list) else [Step("__call__", call.inputs)]
 
 
-def _call(function: Any, method: str, arguments: Mapping[str, Any], call: Call) -> Any:
+def _made(steps: list[Step]) -> dict[str, Any]:
+    """What `Named` arguments stand for: all steps of a call get the same one."""
+    names = {value.name: None for step in steps for value in step.inputs.values() if isinstance(value, Named)}
+    return {name: callables.resolve(name) for name in names}
+
+
+def _call(function: Any, method: str, arguments: Mapping[str, Any], call: Call, made: dict[str, Any]) -> Any:
+    """One step; ``made`` holds what `Named` arguments stand for."""
     bound = function if method == "__call__" else getattr(function, method)
+    arguments = {n: made[v.name] if isinstance(v, Named) else v for n, v in arguments.items()}
     return bound(*_positional(arguments, call.keywords), **_keyword(arguments, call.keywords))
 
 
@@ -261,15 +278,11 @@ def _together(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
 
 
 def _positional(arguments: Mapping[str, Any], keywords: tuple[str, ...]) -> list[Any]:
-    return [_resolve(value) for name, value in arguments.items() if name not in keywords]
+    return [value for name, value in arguments.items() if name not in keywords]
 
 
 def _keyword(arguments: Mapping[str, Any], keywords: tuple[str, ...]) -> dict[str, Any]:
-    return {name: _resolve(value) for name, value in arguments.items() if name in keywords}
-
-
-def _resolve(value: Any) -> Any:
-    return callables.resolve(value.name) if isinstance(value, Named) else value
+    return {name: value for name, value in arguments.items() if name in keywords}
 
 
 def _plain(leaf: Any) -> Any:
@@ -308,7 +321,7 @@ def _gradients(value: Any, leaves: dict[str, Tensor], seed: int) -> tuple[dict, 
 
 
 def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
-    value, failure, function = None, None, None
+    value, failure, function, made = None, None, None, _made(_steps(call))
     with _quiet(io.StringIO()), _seeded(call.seed), guards.pretend_cuda() as to_gpu:
         try:
             with time_limit(call.seconds):
@@ -331,7 +344,7 @@ def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
                     arguments = tree_map(
                         lambda x: to_gpu(x) if isinstance(x, Tensor) else x, dict(step.inputs)
                     )
-                    results.append(_call(function, step.method, arguments, call))
+                    results.append(_call(function, step.method, arguments, call, made))
                 value = results
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):

@@ -160,6 +160,9 @@ def _judge(
     return Report(exercise.name, "right", Card("right", exercise.name, ""), checked=checked)
 
 
+METHODS = {"__call__": "your function", "__len__": "len(…)"}
+
+
 def compare_trial(exercise: Exercise, trial: Trial, seen: Observation) -> Difference | None:
     """The first difference between what an answer gave in one case and what the reference gave."""
     case, expected = trial.case, trial.expected
@@ -182,10 +185,29 @@ def compare_trial(exercise: Exercise, trial: Trial, seen: Observation) -> Differ
         return None
     looked = looked_at(trial, seen)
     if looked is seen:
+        if isinstance(trial.call.inputs, list) and seen.failure is None:
+            return _first_wrong_step(exercise, trial, seen)
         return difference(seen, expected, exercise.returns, case.tolerance, exercise.may_change_inputs)
     expected = looked_at(trial, expected)
     names = tuple(looked.value) if isinstance(looked.value, dict) else exercise.returns
     return difference(looked, expected, names, case.tolerance, exercise.may_change_inputs)
+
+
+def _first_wrong_step(exercise: Exercise, trial: Trial, seen: Observation) -> Difference | None:
+    """Several calls of one object: the first whose result differs, and which one that was."""
+    steps = trial.call.inputs
+    for number, (step, a, b) in enumerate(zip(steps, seen.value, trial.expected.value), start=1):
+        names = exercise.returns if isinstance(b, (tuple, list)) else (METHODS.get(step.method, step.method),)
+        seen_here = replace(seen, value=a, gradients={}, detached=False, gradient_error="")
+        expected_here = replace(trial.expected, value=b, gradients={})
+        found = difference(seen_here, expected_here, names, trial.case.tolerance, exercise.may_change_inputs)
+        if found is not None:
+            alike = [i for i, other in enumerate(steps, start=1) if other.method == step.method]
+            which = f"{METHODS.get(step.method, step.method)}, call {alike.index(number) + 1} of {len(alike)}"
+            return replace(found, details=(*found.details, f"That was {which}."))
+    return difference(
+        seen, trial.expected, exercise.returns, trial.case.tolerance, exercise.may_change_inputs
+    )
 
 
 def _unwritten(exercise: Exercise, seen: list[Observation]) -> Report | None:
@@ -302,13 +324,17 @@ def _inputs(trial: Trial) -> str:
     """The inputs in a few words: names, shapes, small numbers."""
     call = trial.call
     steps = call.inputs if isinstance(call.inputs, list) else [Step("__call__", call.inputs)]
-    parts = [f"{name} = {_short(value)}" for name, value in (call.construct or {}).items()]
-    for step in steps[:2]:
-        parts += [
+    made = ", ".join(f"{name} = {_short(value)}" for name, value in (call.construct or {}).items())
+    shown = [
+        ", ".join(
             f"{name} {_short(value)}" if isinstance(value, Tensor) else f"{name} = {_short(value)}"
             for name, value in step.inputs.items()
-        ]
-    return ", ".join(parts) + (", …" if len(steps) > 2 else "")
+        )
+        for step in steps
+    ]
+    shown = [words for words in shown if words]
+    parts = [*([made] if made else []), "; then ".join(shown[:2])]
+    return ", ".join(parts) + ("; then …" if len(shown) > 2 else "")
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 REFERENCE_FOLDER = str(Path(__file__).parents[1] / "reference")
+OURS = (REFERENCE_FOLDER, str(Path(__file__).with_name("callables.py")))
 
 # Names of torch's functions and kernels, matched as parts of the name: new kernels (flash, efficient,
 # cudnn, "…_for_cpu") carry the same stem.
@@ -71,7 +72,8 @@ def watching(groups: tuple[str, ...], reference_allowed: tuple[str, ...] | None)
 
     Args:
         groups: keys of `FORBIDDEN`.
-        reference_allowed: functions of ``mha_course.reference`` that may be called; ``None``: all may.
+        reference_allowed: functions of ``mha_course.reference``, and of `callables`, that may be called; ``None``:
+            all may.
     """
     stems = tuple(stem for group in groups for stem in FORBIDDEN[group])
     used: list[str] = []
@@ -84,12 +86,13 @@ def watching(groups: tuple[str, ...], reference_allowed: tuple[str, ...] | None)
         if event != "call":
             return
         code = frame.f_code
-        if code.co_filename.startswith(REFERENCE_FOLDER):
+        if code.co_filename.startswith(OURS):
             caller = frame.f_back
-            inside = caller is not None and caller.f_code.co_filename.startswith(REFERENCE_FOLDER)
+            inside = caller is not None and caller.f_code.co_filename.startswith(OURS)
             owner = code.co_qualname.split(".")[0]
             if not inside and reference_allowed is not None and owner not in reference_allowed:
-                name = f"mha_course.reference.{owner}"
+                ours = code.co_filename.startswith(REFERENCE_FOLDER)
+                name = f"mha_course.{'reference' if ours else 'checking.callables'}.{owner}"
                 if name not in used:
                     used.append(name)
         elif stems and "torch" in code.co_filename:

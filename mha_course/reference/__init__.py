@@ -11,4 +11,5 @@ from .many_heads import *  # noqa: F403
 from .masks import *  # noqa: F403
 from .module import *  # noqa: F403
 from .one_head import *  # noqa: F403
+from .order_and_memory import *  # noqa: F403
 from .start_here import *  # noqa: F403
