@@ -597,7 +597,7 @@ def test_objects_with_a_state_are_called_step_by_step():
             return self.total + x
 
     report, text = told(Forgetful, exercise)
-    assert report.status == "wrong" and "item 1" in text
+    assert report.status == "wrong" and "after each step" in text and "call 2 of 2" in text
 
 
 def test_a_callable_argument_is_passed_by_name():

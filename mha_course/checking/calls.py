@@ -55,6 +55,7 @@ class Call:
         device: "cpu", or "fake cuda" (shapes without values, see `guards.pretend_cuda`).
         forbidden: groups of `guards.FORBIDDEN` to watch for.
         reference_allowed: functions of the reference that the answer may use; ``None``: any.
+        largest: how many numbers a tensor may have that is made on the way; ``None``: any.
     """
 
     inputs: Mapping[str, Any] | list[Step]
@@ -68,6 +69,7 @@ class Call:
     device: str = "cpu"
     forbidden: tuple[str, ...] = ()
     reference_allowed: tuple[str, ...] | None = None
+    largest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Observation:
         warnings: texts of warnings.
         printed: what the answer printed.
         used: forbidden things that were called.
+        too_large: the shape of a tensor that was made and is larger than allowed; ``()``: none was.
         stub: the body of the answer is still empty.
         failure: what was raised, if anything.
         seconds: how long the call took.
@@ -117,6 +120,7 @@ class Observation:
     warnings: tuple[str, ...] = ()
     printed: str = ""
     used: tuple[str, ...] = ()
+    too_large: tuple[int, ...] = ()
     stub: bool = False
     failure: Failure | None = None
     seconds: float = 0.0
@@ -142,6 +146,8 @@ class LocalAnswer:
 
 # ------------------------------------------------------------------------------- one real call
 
+_nothing = contextlib.nullcontext()
+
 
 def _observe(target: Callable[..., Any], call: Call) -> Observation:
     steps = _steps(call)
@@ -157,13 +163,14 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
             arguments[name] = value
         live.append(arguments)
 
-    printed, used = io.StringIO(), []
+    printed, used, sizes = io.StringIO(), [], guards.Sizes(call.largest)
     parameters: dict[str, Tensor] = {}
     value, failure, made = None, None, _made(steps)
     started = time.perf_counter()
     with _quiet(printed) as caught, _seeded(call.seed), torch.enable_grad():
         try:
-            with time_limit(call.seconds), guards.watching(call.forbidden, _allowed(call)) as used:
+            watched = guards.watching(call.forbidden, _allowed(call))
+            with time_limit(call.seconds), watched as used, sizes if call.largest else _nothing:
                 function = target
                 if call.construct is not None:
                     function = _construct(target, call)
@@ -203,6 +210,7 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
         warnings=tuple(dict.fromkeys(str(w.message).strip() for w in caught)),
         printed=printed.getvalue(),
         used=tuple(used),
+        too_large=sizes.too_large,
         stub=(value is None or value is ...) and _is_stub(target),
         failure=failure,
         seconds=seconds,

@@ -149,6 +149,12 @@ def difference(
         found = _leaf(name, a, b, tolerance)
         if found is not None:
             return found
+    if seen.too_large:
+        return Difference(
+            "too large",
+            f"right numbers, and on the way a tensor of shape {seen.too_large}.",
+            ("That is the size that this function is there to avoid: no tensor may grow with L · S.",),
+        )
     return _gradients(seen, expected, tolerance)
 
 
@@ -158,6 +164,8 @@ def same_behaviour(a: Observation, b: Observation, tolerance: float | None, name
         return False
     if a.failure is not None and b.failure is not None:
         return a.failure.types[0] == b.failure.types[0] and a.failure.message == b.failure.message
+    if bool(a.too_large) != bool(b.too_large):
+        return False
     if set(a.changed) != set(b.changed) or a.detached != b.detached:
         return False
     if bool(a.gradient_error) != bool(b.gradient_error):

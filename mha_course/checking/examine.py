@@ -105,6 +105,7 @@ def _call(exercise: Exercise, case: Case, seed: int, reference_allowed: bool, de
         device=device,
         forbidden=exercise.forbidden,
         reference_allowed=None if reference_allowed else exercise.builds_on,
+        largest=None if case.largest is None else case.largest(inputs),
     )
 
 
@@ -197,7 +198,8 @@ def _first_wrong_step(exercise: Exercise, trial: Trial, seen: Observation) -> Di
     """Several calls of one object: the first whose result differs, and which one that was."""
     steps = trial.call.inputs
     for number, (step, a, b) in enumerate(zip(steps, seen.value, trial.expected.value), start=1):
-        names = exercise.returns if isinstance(b, (tuple, list)) else (METHODS.get(step.method, step.method),)
+        whole = isinstance(b, (tuple, list)) or len(exercise.returns) == 1
+        names = exercise.returns if whole else (METHODS.get(step.method, step.method),)
         seen_here = replace(seen, value=a, gradients={}, detached=False, gradient_error="")
         expected_here = replace(trial.expected, value=b, gradients={})
         found = difference(seen_here, expected_here, names, trial.case.tolerance, exercise.may_change_inputs)

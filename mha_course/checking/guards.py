@@ -66,6 +66,31 @@ class _Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Sizes(TorchDispatchMode):
+    """Notes the largest tensor that is made, if it is larger than allowed. A view makes nothing.
+
+    Args:
+        largest: how many numbers a tensor may have.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __init__(self, largest: int | None):
+        super().__init__()
+        self.largest = largest or 0
+        self.too_large: tuple[int, ...] = ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.untyped_storage().nbytes() > self.largest * x.element_size():
+                self.largest = x.untyped_storage().nbytes() // x.element_size()
+                self.too_large = tuple(x.shape)
+        return result
+
+
 @contextlib.contextmanager
 def watching(groups: tuple[str, ...], reference_allowed: tuple[str, ...] | None) -> Iterator[list[str]]:
     """Collect the names of forbidden things that are called inside the block.

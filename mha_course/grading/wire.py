@@ -259,6 +259,9 @@ def _stranger(name: str) -> Any:
 # ----------------------------------------------------------------------------- calls, observations
 
 
+PLAIN = ("train", "seed", "seconds", "device", "largest")  # a call's fields that cross as they are
+
+
 def pack_call(call: Call) -> tuple[dict[str, Any], list[bytes]]:
     packer = Packer(strides=True)
     if isinstance(call.inputs, list):
@@ -273,7 +276,7 @@ def pack_call(call: Call) -> tuple[dict[str, Any], list[bytes]]:
         "gradients": list(call.gradients),
         "forbidden": list(call.forbidden),
         "reference_allowed": None if call.reference_allowed is None else list(call.reference_allowed),
-        **{name: getattr(call, name) for name in ("train", "seed", "seconds", "device")},
+        **{name: getattr(call, name) for name in PLAIN},
     }
     return body, packer.blobs
 
@@ -292,7 +295,7 @@ def call_from(body: Mapping[str, Any], data: memoryview) -> Call:
         gradients=tuple(body["gradients"]),
         forbidden=tuple(body["forbidden"]),
         reference_allowed=None if allowed is None else tuple(allowed),
-        **{name: body[name] for name in ("train", "seed", "seconds", "device")},
+        **{name: body[name] for name in PLAIN},
     )
 
 
@@ -327,6 +330,7 @@ def observation_from(body: Any, data: memoryview) -> Observation:
         warnings=_texts(claim.get("warnings"), 500),
         printed=_text(claim.get("printed"), 10_000),
         used=_texts(claim.get("used")),
+        too_large=_shape(claim.get("too_large")),
         stub=claim.get("stub") is True,
         failure=_failure_from(claim.get("failure")),
     )
@@ -348,6 +352,12 @@ def _failure_from(claim: Any) -> Failure | None:
         kept.append((_text(line[0], 80), line[1], _text(line[2], 200)))
     types = _texts(claim.get("types")) or ("Exception",)
     return Failure(claim["kind"], types, _text(claim.get("message"), 2000), tuple(kept[-4:]))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not all(type(n) is int and n >= 0 for n in value):
+        raise Malformed("not a shape")
+    return tuple(value[:8])
 
 
 def _text(value: Any, limit: int) -> str:

@@ -13,3 +13,4 @@ from .module import *  # noqa: F403
 from .one_head import *  # noqa: F403
 from .order_and_memory import *  # noqa: F403
 from .start_here import *  # noqa: F403
+from .without_the_matrix import *  # noqa: F403

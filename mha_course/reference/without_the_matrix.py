@@ -7,7 +7,7 @@ the blocks again instead of keeping them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -155,31 +155,41 @@ def flash_backward(
     return grad_q, grad_k, grad_v
 
 
-ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
 def causal(score: Tensor, n: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """FlexAttention score_mod: query i may look at key j ≤ i. All arguments are single numbers."""
+    """FlexAttention score_mod: query i may look at key j ≤ i.
+
+    Args:
+        score: scores, already divided by √D; one number, or a tensor that the others broadcast to.
+        n, h, i, j: sample, head, query and key that each score belongs to, integers.
+
+    Returns:
+        the score to use instead, shaped like ``score``.
+
+    Source: https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html
+    """
     return torch.where(j <= i, score, -torch.inf)
 
 
-def sliding_window(width: int) -> ScoreMod:
-    """FlexAttention score_mod: query i sees itself and the ``width - 1`` keys before it."""
+def sliding_window(score: Tensor, n: Tensor, h: Tensor, i: Tensor, j: Tensor, width: int) -> Tensor:
+    """FlexAttention score_mod: query i sees itself and the ``width - 1`` keys before it.
 
-    def score_mod(score: Tensor, n: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return torch.where((j <= i) & (i - j < width), score, -torch.inf)
+    Args:
+        score, n, h, i, j: as for `causal`.
+        width: how many keys a query sees at most, itself included.
 
-    return score_mod
+    Source: Beltagy et al. 2020, "Longformer", section 3.1.
+    """
+    return torch.where((j <= i) & (i - j < width), score, -torch.inf)
 
 
-def alibi(H: int) -> ScoreMod:
+def alibi(score: Tensor, n: Tensor, h: Tensor, i: Tensor, j: Tensor, H: int) -> Tensor:
     """FlexAttention score_mod: far keys cost, head h by the slope 2^(-8(h+1)/H).
+
+    Args:
+        score, n, h, i, j: as for `causal`.
+        H: number of heads.
 
     Source: Press et al. 2022, "Train short, test long", section 3.
     """
-
-    def score_mod(score: Tensor, n: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        slope = torch.exp2(-8.0 * (h + 1) / H)
-        return score - slope * (i - j).abs()
-
-    return score_mod
+    slope = torch.exp2(-8.0 * (h + 1) / H)
+    return score - slope * (i - j).abs()
