@@ -94,6 +94,7 @@ class Case:
         raises: the right answer refuses this input with one of these exceptions.
         gradients: compare gradients here too (if the exercise is differentiable).
         requires_grad: names of the inputs that gradients are asked for; ``None``: all floating ones.
+        on_gpu: try it on the pretended GPU, too. False where another case leads along the same way.
         largest: takes the inputs, gives how many numbers the largest tensor may have that the answer makes.
         seed_matters: the answer draws random numbers itself: it is run under a fixed global seed.
     """
@@ -107,6 +108,7 @@ class Case:
     raises: tuple[type[BaseException], ...] = ()
     gradients: bool = True
     requires_grad: tuple[str, ...] | None = None
+    on_gpu: bool = True
     largest: Callable[[Mapping[str, Any]], int] | None = None
 
 

@@ -803,7 +803,7 @@ def flash_with_chunks(q, k, v, block_size, may_attend=None):
     return torch.cat(outputs, dim=-2), torch.cat(sums, dim=-1)
 
 
-def draw_tiles(draw, N=2, H=3, L=7, S=10, D=4, Dv=6, block_size=3, dtype=torch.float64, mask=None, scale=1.0):
+def draw_tiles(draw, N=2, H=3, L=7, S=10, D=4, Dv=6, block_size=4, dtype=torch.float64, mask=None, scale=1.0):
     inputs = {
         "q": draw.normal(N, H, L, D, dtype=dtype, scale=scale),
         "k": draw.normal(N, H, S, D, dtype=dtype, scale=scale),
@@ -866,20 +866,23 @@ FLASH_FORWARD = Exercise(
     forbidden=("ready-made attention",),
     builds_on=("online_softmax", "logsumexp_merge"),
     cases=(
-        Case("blocks of 3, L = 7, S = 10", draw_tiles, gradients=False),
+        Case("blocks of 4, L = 7, S = 10", draw_tiles, gradients=False),
         Case(
             "one block is enough",
             lambda draw: draw_tiles(draw, N=1, L=3, S=5, block_size=8),
+            on_gpu=False,
             gradients=False,
         ),
         Case(
             "blocks that divide L and S",
             lambda draw: draw_tiles(draw, N=1, H=2, L=4, S=6, block_size=2),
+            on_gpu=False,
             gradients=False,
         ),
         Case(
             "large scores",
             lambda draw: draw_tiles(draw, N=1, H=2, L=5, S=9, block_size=4, scale=6.0),
+            on_gpu=False,
             gradients=False,
         ),
         Case(
@@ -887,9 +890,12 @@ FLASH_FORWARD = Exercise(
             lambda draw: draw_tiles(
                 draw, N=1, H=2, L=4, S=6, block_size=2, mask=lambda d: d.mask(1, 1, 4, 6)
             ),
+            on_gpu=False,
             gradients=False,
         ),
-        Case("causal", lambda draw: draw_tiles(draw, mask=causal_mask_of(7, 10)), gradients=False),
+        Case(
+            "causal", lambda draw: draw_tiles(draw, mask=causal_mask_of(7, 10)), gradients=False, on_gpu=False
+        ),
         Case("padding (N, 1, 1, S)", lambda draw: draw_tiles(draw, mask=padded_keys), gradients=False),
         Case(
             "a query that may see nothing, and closed blocks",
@@ -897,8 +903,9 @@ FLASH_FORWARD = Exercise(
             gradients=False,
         ),
         Case(
-            "longer: L = 40, S = 50, blocks of 8",
-            lambda draw: draw_tiles(draw, N=1, H=2, L=40, S=50, D=4, Dv=3, block_size=8),
+            "longer: L = 40, S = 50, blocks of 16",
+            lambda draw: draw_tiles(draw, N=1, H=2, L=40, S=50, D=4, Dv=3, block_size=16),
+            on_gpu=False,
             gradients=False,
             largest=no_matrix,
         ),
@@ -1037,7 +1044,7 @@ FLASH_FORWARD = Exercise(
         ),
         Misconception(
             "mask-that-broadcasts",
-            "A mask (N, 1, 1, S) has one row for all queries. Rows 3 to 5 of it do not exist: leave a dimension of size 1 "
+            "A mask (N, 1, 1, S) has one row for all queries. Rows 4 to 6 of it do not exist: leave a dimension of size 1 "
             "whole, or expand the mask first.",
             part={"tile": sliced_whatever_the_size},
             hint=3,
@@ -1190,9 +1197,9 @@ def backward_by_einsum(q, k, v, output, lse, grad_output, block_size, may_attend
     return tuple(grads)
 
 
-def backward_row_by_row(q, k, v, output, lse, grad_output, block_size, may_attend=None):
-    """One query after the other: a block of one row."""
-    return backward_with()(q, k, v, output, lse, grad_output, 1, may_attend)
+def backward_in_tiles_of_two(q, k, v, output, lse, grad_output, block_size, may_attend=None):
+    """Smaller tiles than asked for."""
+    return backward_with()(q, k, v, output, lse, grad_output, max(block_size // 2, 1), may_attend)
 
 
 def backward_by_autograd_in_tiles(q, k, v, output, lse, grad_output, block_size, may_attend=None):
@@ -1259,8 +1266,10 @@ FLASH_BACKWARD = Exercise(
     forbidden=("ready-made attention",),
     builds_on=("flash_forward", "online_softmax", "logsumexp_merge"),
     cases=(
-        Case("blocks of 3, L = 7, S = 10", draw_backward),
-        Case("one block is enough", lambda draw: draw_backward(draw, N=1, L=3, S=5, block_size=8)),
+        Case("blocks of 4, L = 7, S = 10", draw_backward),
+        Case(
+            "one block is enough", lambda draw: draw_backward(draw, N=1, L=3, S=5, block_size=8), on_gpu=False
+        ),
         Case(
             "blocks that divide L and S", lambda draw: draw_backward(draw, N=1, H=2, L=4, S=6, block_size=2)
         ),
@@ -1269,16 +1278,22 @@ FLASH_BACKWARD = Exercise(
             lambda draw: draw_backward(
                 draw, N=1, H=2, L=4, S=6, block_size=2, mask=lambda d: d.mask(1, 1, 4, 6)
             ),
+            on_gpu=False,
         ),
-        Case("causal", lambda draw: draw_backward(draw, mask=causal_mask_of(7, 10))),
+        Case("causal", lambda draw: draw_backward(draw, mask=causal_mask_of(7, 10)), on_gpu=False),
         Case("padding (N, 1, 1, S)", lambda draw: draw_backward(draw, mask=padded_keys)),
         Case("a query that may see nothing", lambda draw: draw_backward(draw, mask=with_dead_row)),
         Case(
-            "longer: L = 40, S = 50, blocks of 8",
-            lambda draw: draw_backward(draw, N=1, H=2, L=40, S=50, D=4, Dv=3, block_size=8),
+            "longer: L = 40, S = 50, blocks of 16",
+            lambda draw: draw_backward(draw, N=1, H=2, L=40, S=50, D=4, Dv=3, block_size=16),
+            on_gpu=False,
             largest=no_matrix,
         ),
-        Case("float32", lambda draw: draw_backward(draw, N=1, H=2, L=5, S=6, block_size=4, dtype=FLOAT32)),
+        Case(
+            "float32",
+            lambda draw: draw_backward(draw, N=1, H=2, L=5, S=6, block_size=4, dtype=FLOAT32),
+            on_gpu=False,
+        ),
     ),
     misconceptions=(
         Misconception(
@@ -1416,7 +1431,7 @@ FLASH_BACKWARD = Exercise(
     styles=(
         Style("keys in the outer loop", backward_columns_outside),
         Style("einsum", backward_by_einsum),
-        Style("one query after the other", backward_row_by_row),
+        Style("smaller tiles", backward_in_tiles_of_two),
         Style("autograd inside each tile", backward_by_autograd_in_tiles),
         Style("delta from the weights, all tiles first", lambda *a: backward_in_two_passes(*a)),
     ),

@@ -185,6 +185,15 @@ def number(value: Any) -> str:
     return text.replace("-", "−")
 
 
+def size(n: float) -> str:
+    """A number of bytes in words: 1536 → "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:g} {unit}"
+        n /= 1024
+    return f"{n:g} TiB"
+
+
 def ink_on(colour: Sequence[float]) -> str:
     """Black or white, whichever reads better on this colour (red, green, blue in 0 … 1).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mha_course.plots import INK, LINES, QUIET, figure, plain, styled
+from mha_course.plots import INK, LINES, QUIET, figure, plain, size, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,17 +150,9 @@ def cache_sizes(
     ax.axhline(limit[1], color=INK, linewidth=1)
     ax.annotate(limit[0], (tokens[0], limit[1]), (0, 4), textcoords="offset points", color=INK)
     ticks = [1 << n for n in range(0, 64, 4) if min(map(min, sizes.values())) / 8 < 1 << n < 16 * limit[1]]
-    ax.set_yticks(ticks, [_bytes(tick) for tick in ticks])
+    ax.set_yticks(ticks, [size(tick) for tick in ticks])
     ax.set_xticks(tokens[::2], [f"{n:,}" for n in tokens[::2]])
     ax.set(xlabel="tokens in the text", ylabel="keys and values")
     ax.set_xlim(tokens[0] * 0.8, tokens[-1] * 16)
     ax.tick_params(colors=QUIET)
     return fig
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:g} {unit}"
-        n /= 1024
-    return f"{n:g} TiB"
