@@ -91,7 +91,8 @@ times_the_work = ...  # your guess
 def sinusoidal_positions(L, E, device=None):
     """Position vectors of sines and cosines, for positions 0 … L − 1.
 
-    → (L, E), float32, on `device`; features 2i and 2i + 1 are sine and cosine of one angle. ValueError if E is odd.
+    → (L, E), float32, on `device`; features 2i and 2i + 1 are sine and cosine of one angle.
+    ValueError if E is odd.
     """
     ### BEGIN SOLUTION
     if E % 2:
@@ -186,7 +187,8 @@ print(f"the largest difference between the two sentences: {gap:.2f}")
 def apply_rope(x, positions):
     """Turn each pair of neighbouring features by an angle that grows with the position.
 
-    x: (N, H, L, D), queries or keys. positions: int64, (L,) or (N, L) → the same shape and dtype as x. ValueError if D is odd.
+    x: (N, H, L, D), queries or keys. positions: int64, (L,) or (N, L)
+    → the same shape and dtype as x. ValueError if D is odd.
     """
     ### BEGIN SOLUTION
     D = x.shape[-1]
@@ -286,7 +288,8 @@ print(f"and by up to {spread[1]:.0e} where they are turned")
 def grouped_attention(q, k, v, may_attend=None):
     """Attention in which neighbouring query heads share one key-value head.
 
-    q: (N, H, L, D), k: (N, Hkv, S, D), v: (N, Hkv, S, Dv), may_attend: bool, broadcastable to (N, H, L, S), or None
+    q: (N, H, L, D), k: (N, Hkv, S, D), v: (N, Hkv, S, Dv),
+    may_attend: bool, broadcastable to (N, H, L, S), or None
     → output (N, H, L, Dv), weights (N, H, L, S). ValueError if Hkv does not divide H.
     """
     ### BEGIN SOLUTION
@@ -357,7 +360,8 @@ print(f"largest difference from torch: {(grouped_attention(q, k, v)[0] - theirs)
 class KVCache:
     """The keys and values of all tokens so far.
 
-    append(k, v): k (N, Hkv, L, D), v (N, Hkv, L, Dv), of L new tokens → all keys (N, Hkv, S, D), all values (N, Hkv, S, Dv).
+    append(k, v): k (N, Hkv, L, D), v (N, Hkv, L, Dv), of L new tokens
+    → all keys (N, Hkv, S, D), all values (N, Hkv, S, Dv).
     len(cache): S, the number of tokens so far; 0 at first.
     """
 
@@ -434,7 +438,8 @@ check(KVCache)
 def decode_step(q, k, v, cache, padding=None):
     """New tokens look at everything kept and at themselves, never ahead.
 
-    q: (N, H, L, D), k: (N, Hkv, L, D), v: (N, Hkv, L, Dv), of L new tokens, not yet turned. cache: a KVCache; it grows by L.
+    q: (N, H, L, D), k: (N, Hkv, L, D), v: (N, Hkv, L, Dv), of L new tokens, not yet turned.
+    cache: a KVCache; it grows by L.
     padding: int64 (N,), tokens of padding on the left of each sample, or None
     → output (N, H, L, Dv), weights (N, H, L, S), S = tokens so far, the new ones included.
     """
@@ -647,6 +652,7 @@ def apply_rope_to_halves(x, positions):
     return torch.stack(apply_rope(pairs, positions).unflatten(-1, (-1, 2)).unbind(-1), dim=-2).flatten(-2)
 
 
+# %%
 places = torch.arange(L)
 q, k, _ = project(tokens)
 k = k.repeat_interleave(H // Hkv, dim=1)

@@ -92,7 +92,8 @@ times_the_memory = ...  # your guess
 def online_softmax(blocks):
     """Maximum and sum of exponentials of rows that pass by in blocks, each seen once.
 
-    blocks: tensors (..., any length), the pieces of the rows in order → maximum (...), sum of exp(x - maximum) (...).
+    blocks: tensors (..., any length), the pieces of the rows in order
+    → maximum (...), sum of exp(x - maximum) (...).
     Rows of nothing but -inf: maximum -inf, sum 0.
     """
     ### BEGIN SOLUTION
@@ -159,7 +160,8 @@ check(online_softmax)
 def logsumexp_merge(out_a, lse_a, out_b, lse_b):
     """Attention over all keys, from the attention over each of two halves.
 
-    out_a, out_b: (N, H, L, Dv), lse_a, lse_b: (N, H, L), log of the sum of exponentials, -inf where nothing may be seen
+    out_a, out_b: (N, H, L, Dv), lse_a, lse_b: (N, H, L), log of the sum of exponentials,
+    -inf where nothing may be seen
     → output (N, H, L, Dv), lse (N, H, L).
     """
     ### BEGIN SOLUTION
@@ -235,7 +237,8 @@ check(logsumexp_merge)
 def flash_forward(q, k, v, block_size, may_attend=None):
     """Exact attention, a tile of at most block_size × block_size scores at a time.
 
-    q: (N, H, L, D), k: (N, H, S, D), v: (N, H, S, Dv), may_attend: bool, broadcastable to (N, H, L, S), or None
+    q: (N, H, L, D), k: (N, H, S, D), v: (N, H, S, Dv),
+    may_attend: bool, broadcastable to (N, H, L, S), or None
     → output (N, H, L, Dv), lse (N, H, L).
     """
     ### BEGIN SOLUTION
@@ -379,7 +382,8 @@ print(
 def flash_backward(q, k, v, output, lse, grad_output, block_size, may_attend=None):
     """The gradients of flash_forward; every tile of weights is computed again.
 
-    q, k, v, block_size, may_attend: as for flash_forward. output, lse: what it gave. grad_output: (N, H, L, Dv)
+    q, k, v, block_size, may_attend: as for flash_forward. output, lse: what it gave.
+    grad_output: (N, H, L, Dv)
     → gradients of q, k and v, shaped like them.
     """
     ### BEGIN SOLUTION
