@@ -53,6 +53,7 @@ COMMANDS = {
     "audit": Command("checking.audit", "put every known wrong answer to the checks"),
     "gpu": Command("measuring.command", "check and measure attention on a GPU, and write it down"),
     "grade": Command("grading.command", "grade what a class has handed in for a lesson"),
+    "export": Command("grading.exporting", "write marks as CSV, for Canvas, Moodle or a spreadsheet"),
 }
 
 

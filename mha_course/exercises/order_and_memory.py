@@ -252,7 +252,7 @@ SINUSOIDAL_POSITIONS = Exercise(
             hint=2,
         ),
         Misconception(
-            "last-is-exactly-1/10000",
+            "last-is-exactly-a-ten-thousandth",
             "Your last pair has the frequency 1/10000 exactly: you divided by E − 2 (or by E/2 − 1). Some libraries do. "
             "The paper divides 2i by E, so the last pair stays a little above.",
             part={
