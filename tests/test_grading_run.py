@@ -268,7 +268,9 @@ def test_no_process_is_left_afterwards(graded):
 
 def test_nothing_of_one_learner_is_seen_by_the_next(graded):
     left = printed(graded[1], "harm_looks_around").split("LEFT ")[1].splitlines()[0]
-    under_tmp = Path(sys.prefix).is_relative_to("/tmp")  # then the environment, to be read only, is there as well
+    under_tmp = Path(sys.prefix).is_relative_to(
+        "/tmp"
+    )  # then the environment, to be read only, is there as well
     environment = [Path(sys.prefix).relative_to("/tmp").parts[0]] if under_tmp else []
     listed = ast.literal_eval(left.partition("]")[0] + "]")
     assert sorted(listed) == sorted(["work", *environment])
