@@ -26,6 +26,7 @@ MAX_STRUCTURE = 8_000_000  # brackets and commas
 MAX_SOURCE = 200_000  # characters of one cell
 MAX_CELLS = 2000
 MAX_FOLDER = 2000  # entries looked at in a submission's folder
+MAX_LEVELS = 3  # folders inside folders, as archives make them
 
 
 class SetAside(Exception):
@@ -184,16 +185,14 @@ def read_submission(folder: Path, release: Release) -> Submission:
 
 
 def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
-    """Files in the folder and one level below, links never followed."""
+    """Files in the folder and up to `MAX_LEVELS` below, links never followed."""
     if folder.is_symlink() or folder.parent.is_symlink():
         raise SetAside("the folder is a symbolic link, which is not followed")
     if not folder.is_dir():
         raise SetAside("is no folder")
     seen = 0
-    for level in (
-        folder,
-        *sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()),
-    ):
+    levels = [(folder, 0)]
+    for level, depth in levels:  # grows while it is gone through
         if level.name in (".ipynb_checkpoints", "__pycache__", "feedback"):
             continue
         with os.scandir(level) as entries:
@@ -208,6 +207,8 @@ def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
                     yield Path(entry.path)
                 elif not entry.is_dir(follow_symlinks=False):
                     repairs.append(f"{_shown(entry.name)} is no regular file and was not opened")
+                elif depth < MAX_LEVELS:
+                    levels.append((Path(entry.path), depth + 1))
 
 
 def _shown(name: str) -> str:
