@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ NAMES = [entry.student for entry in entries()]
 HARM = [f"hostile_{name.replace(' ', '_')}" for name in catalogue.HARM]
 # These end or confuse their own process: what they wrote honestly may be lost with it.
 MAY_LOSE = {
+    "hostile_observation_forged",
     "hostile_memory",
     "hostile_frames_forged",
     "hostile_garbage_on_every_file",
@@ -194,6 +196,19 @@ def test_marks_are_where_nbgraders_tools_look_for_them(graded):
         assert (submission.score, submission.max_score) == (9.0, 11.0)
     page = graded[1] / "grading" / "feedback" / "hostile_ready_made" / course.LESSON / f"{course.LESSON}.html"
     assert "uses a ready-made part" in page.read_text()
+
+
+def test_without_a_sandbox_the_same_cells_do_what_they_try(tmp_path):
+    """What the sandbox stops is really there to be stopped."""
+    import socket
+
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "answers.py").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = {"root": str(tmp_path), "port": str(server.getsockname()[1]), "mark": MARK}
+        cells = "\n".join(catalogue.fill(catalogue.HARM[name], places) for name in ("network", "reads"))
+        done = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True, timeout=60)
+    assert "CONNECTED" in done.stdout and "answers.py" in done.stdout
 
 
 def test_seeds_are_logged_and_differ_between_learners(graded):

@@ -356,17 +356,23 @@ class Nursery:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         # Never as root, bubblewrap's own way apart: whoever may not read this Python gets an error instead.
         user = {"user": 65534, "group": 65534, "extra_groups": []} if self.way != "root" else {}
-        self.process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors,
-            env=environment if plain else {"PATH": os.environ.get("PATH", os.defpath)},
-            cwd="/",
-            start_new_session=True,
-            **(user if os.geteuid() == 0 else {}),
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                env=environment if plain else {"PATH": os.environ.get("PATH", os.defpath)},
+                cwd="/",
+                start_new_session=True,
+                **(user if os.geteuid() == 0 else {}),
+            )
+        except OSError as error:
+            theirs.close()
+            ours.close()
+            why = "the user nobody, as which root runs learners' code, may not run it: " if user else ""
+            raise SandboxError(f"{why}{command[0]}: {error.strerror}") from None
         theirs.close()
         self.control, self.used, self.ready = ours, False, False
 
