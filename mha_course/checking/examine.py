@@ -74,15 +74,25 @@ def prepare(
             if case.raises or kind in kinds:
                 continue
             kinds.add(kind)
-        expected = LocalAnswer(exercise.reference).observe(
-            replace(call, forbidden=(), reference_allowed=None)
-        )
+        expected = _expected(exercise, case, call)
         if device == "cpu" and expected.failure is not None and not case.raises:
             raise AssertionError(
                 f"{exercise.name}, case {case.name!r}: the reference raised {expected.failure}"
             )
         trials.append(Trial(case, call, expected))
     return trials
+
+
+def _expected(exercise: Exercise, case: Case, call: Call) -> Observation:
+    """What the reference gives. On the pretended GPU only where things lie is seen: the same whatever the numbers are."""
+    reference = LocalAnswer(exercise.reference)
+    call = replace(call, forbidden=(), reference_allowed=None)
+    if call.device == "cpu":
+        return reference.observe(call)
+    known = vars(exercise).setdefault("_on_gpu", {})
+    if case.name not in known:
+        known[case.name] = reference.observe(call)
+    return known[case.name]
 
 
 def _kind(value: Any) -> Any:

@@ -21,7 +21,7 @@ from mha_course.checking import Card, Exercise, Question, Report, as_html, as_te
 from mha_course.tutor import answer_question
 
 from . import lending
-from .intake import RebuiltCell, Release, Submission, grade_id, is_graded, marks
+from .intake import RebuiltCell, Release, Submission, grade_id, is_answer, is_graded, marks
 from .remote import Died, Process, RemoteAnswer
 from .sandbox import Nursery
 
@@ -135,7 +135,12 @@ class _Run:
             plans.setdefault(off, []).append(name)
         for off, names in plans.items():
             if names or (off == () and self.marker.outputs):
-                self._play(off, set(names), self._loan(items.values()), keep=off == ())
+                loan = self._loan(items.values())
+                if off:  # first without what the release only shows: most answers do not need it
+                    self._play(off, set(names), loan, keep=False, given=False)
+                    names = [name for name in names if self._open(name)]
+                if names or not off:
+                    self._play(off, set(names), loan, keep=off == ())
         self._play_with_borrowed(items)
         return self._written_up(items)
 
@@ -153,8 +158,23 @@ class _Run:
             if report is not None and report[0].status == "wrong" and own:
                 self._play(_off(item), {name}, self._loan(items.values(), own), keep=False)
 
-    def _play(self, off: tuple[str, ...], wanted: set[str], loan: dict[str, Any], keep: bool) -> None:
-        """One run of the notebook, started again after each death."""
+    def _open(self, name: str) -> bool:
+        """Whether more of the notebook could still change what was found: not if it is right, or a mistake by name."""
+        report = self.found[name][0] if name in self.found else None
+        return report is None or not (report.status == "right" or report.named)
+
+    def _play(
+        self, off: tuple[str, ...], wanted: set[str], loan: dict[str, Any], keep: bool, given: bool = True
+    ) -> None:
+        """One run of the notebook, started again after each death.
+
+        Args:
+            off: groups to switch off.
+            wanted: exercises to examine.
+            loan: from `lending.loan`.
+            keep: keep what cells print and draw.
+            given: run the release's own cells, too, that stand as they were handed out and are no imports.
+        """
         limits = self.marker.nursery.limits
         done: set[str] = set()
         which: dict[str, Any] = {}
@@ -173,7 +193,10 @@ class _Run:
             try:
                 process.begin(off, loan, quiet=not keep or not self.marker.outputs)
                 for at, cell in enumerate(self.cells[:last]):
-                    if cell.run is not None and at not in self.deadly and time.monotonic() < self.until:
+                    shown_only = not given and cell.cell and not cell.own and not is_answer(cell.cell)
+                    if shown_only:
+                        pass
+                    elif cell.run is not None and at not in self.deadly and time.monotonic() < self.until:
                         if cell.unless and process.which((cell.unless,)) != process.which(
                             ("a name nobody has",)
                         ):
