@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-feedback", action="store_true", help="do not make the feedback pages")
     parser.add_argument("--no-outputs", action="store_true", help="do not keep what cells print and draw")
     parser.add_argument(
+        "--pictures", action="store_true", help="draw the lessons' pictures; by default their alt text stands there"
+    )
+    parser.add_argument(
         "--require-sandbox",
         action="store_true",
         help="refuse to run learners' code where it cannot be isolated",
@@ -70,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
             limits=limits,
         )
+        os.environ["MHA_COURSE_PICTURES"] = "yes" if args.pictures else "no"
         warn_about_isolation()
         bar = Bar()
         summary = grade(lesson, options, bar)

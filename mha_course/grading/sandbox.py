@@ -264,6 +264,7 @@ def _environment(course: str) -> dict[str, str]:
         "MPLCONFIGDIR": "/tmp/matplotlib",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "NBGRADER_EXECUTION": "autograde",
+        "MHA_COURSE_PICTURES": os.environ.get("MHA_COURSE_PICTURES", "no"),
         "USER": "learner",
         "LOGNAME": "learner",
         "OMP_NUM_THREADS": "1",

@@ -129,6 +129,9 @@ def show(fig: Figure, alt: str = "") -> None:
     from IPython.display import display
 
     alt = " ".join(alt.split())
+    if os.environ.get("MHA_COURSE_PICTURES") == "no":  # a whole class is marked: words do
+        display({"text/plain": f"[picture, not drawn while marking] {alt}"}, raw=True)
+        return
     width = round(fig.get_figwidth() * CSS_DPI)
     small = png(fig, pixels=1)
     graded = os.environ.get("NBGRADER_EXECUTION") == "autograde"  # a whole class: the small picture is enough
