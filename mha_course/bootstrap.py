@@ -168,7 +168,7 @@ def problems(extras: tuple[str, ...] = ()) -> list[Problem]:
 
 def installed_version(name: str) -> str:
     """A distribution's version, "" if it is not there or cannot be imported."""
-    module = {"pytest-xdist": "xdist"}.get(name, name.replace("-", "_"))
+    module = {"pytest-xdist": "xdist", "psycopg2-binary": "psycopg2"}.get(name, name.replace("-", "_"))
     try:
         version = metadata.version(name)
         return (version or "") if importlib.util.find_spec(module) else ""

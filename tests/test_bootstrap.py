@@ -1,6 +1,7 @@
 """The set-up: from a fresh clone to an environment that has everything, and back from whatever goes wrong."""
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -393,3 +394,17 @@ def test_an_unknown_command_gets_a_short_list_of_those_there_are(capsys):
 def test_after_a_set_up_that_did_not_help_nothing_goes_round_in_circles(fresh):
     done = tiny_course.run(fresh, "lab", MHA_COURSE_HANDED_OVER="1")
     assert_one_sentence(done, "still lacks", "delete that folder")
+
+
+def test_every_package_that_is_asked_for_is_recognised_where_it_is_installed():
+    """The name to install and the name to import differ for some: those must be known."""
+    from importlib import metadata
+
+    names = [bootstrap.split(line)[0] for line in bootstrap.requirements(("test", "cluster"))]
+    there = []
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            there.append(name)
+    assert len(there) > 5
+    assert [name for name in there if not bootstrap.installed_version(name)] == []
