@@ -250,7 +250,9 @@ class Roster:
             )
         # below the header stand rows that are nobody: points possible, manual posting
         self.rows = [
-            row for row in rows if (row["ID"] or "").strip() and "Points Possible" not in (row["Student"] or "")
+            row
+            for row in rows
+            if (row["ID"] or "").strip() and "Points Possible" not in (row["Student"] or "")
         ]
         self.places: dict[str, int] = {}
         for column in ("SIS Login ID", "SIS User ID", "ID"):
@@ -284,7 +286,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lessons", nargs="*", help="lessons (01, 01_one_head); all of them by default")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="columns for what; csv by default")
     parser.add_argument("--to", metavar="FILE", help="the file to write; - is the terminal")
-    parser.add_argument("--roster", type=Path, metavar="FILE", help="canvas: the file Canvas exported, for its ids")
+    parser.add_argument(
+        "--roster", type=Path, metavar="FILE", help="canvas: the file Canvas exported, for its ids"
+    )
     parser.add_argument("--student", action="append", default=[], help="only this one (may be given again)")
     parser.add_argument("--db", help="URL of the gradebook; by default the one in nbgrader_config.py")
     parser.add_argument("--root", type=Path, default=None, help="the course's folder")
@@ -368,7 +372,9 @@ def _what_is_missing(marks: Sequence[Mark], roster: Roster | None) -> int:
     nothing = sum(m.status == "not handed in" for m in marks)
     if nothing:
         print(f"Left empty, not handed in: {nothing}", file=sys.stderr)
-    strangers = [] if roster is None else sorted({m.learner.id for m in marks if roster.row_of(m.learner) is None})
+    strangers = (
+        [] if roster is None else sorted({m.learner.id for m in marks if roster.row_of(m.learner) is None})
+    )
     if strangers:
         left_out = 2
         print(f"Not in the roster, so not in the file: {_some(strangers)}", file=sys.stderr)
