@@ -1,7 +1,9 @@
 """The engine behind check(), on a small exercise of its own: every kind of wrong answer and what is said of it."""
 
+import contextlib
 import dataclasses
 import inspect
+import logging
 import math
 import warnings
 
@@ -90,6 +92,33 @@ def test_a_misconception_is_named_in_the_tutors_words_with_its_hint():
     report, text = told(mix_with(dim=-2))
     assert report.cause == "over-queries"
     assert "The softmax ran over the queries." in text and "hint 1 of exercise 9.1" in text
+
+
+WRONG = (
+    mix_with(dim=-2),
+    mix_with(scale=lambda d: 1.0),
+    mix_with(scale=float),
+    mix_with(scale=lambda d: 1.0, dim=-2),
+    mix_with(scale=lambda d: 3.0),
+)
+
+
+def test_what_is_remembered_from_one_answer_to_the_next_changes_no_card():
+    memory = {}
+    for _ in range(2):
+        for wrong in WRONG:
+            remembered, text = told(wrong, memory=memory)
+            report, fresh = told(wrong)
+            assert (remembered.cause, remembered.named, text) == (report.cause, report.named, fresh)
+            assert report.status == "wrong"
+        assert told(mix, memory=memory)[0].status == "right"
+
+
+def test_right_or_wrong_is_told_without_looking_for_the_mistake():
+    for wrong in WRONG:
+        report, _ = told(wrong, diagnosing=False)
+        assert report.status == "wrong" and not report.named
+    assert told(mix, diagnosing=False)[0].status == "right"
 
 
 def test_two_mistakes_at_once_are_both_named():
@@ -363,6 +392,27 @@ def to_the_cpu_and_back(q, k, v):
 def test_a_round_trip_to_the_cpu_is_seen_on_the_pretended_gpu():
     report, text = told(to_the_cpu_and_back)
     assert report.cause == "device" and "make everything wait" in text and ".cpu()" in text
+
+
+def test_what_fails_on_the_pretended_gpu_is_not_logged_to_stderr_as_well():
+    """nbgrader gives a cell that writes there no points."""
+
+    def falls_back(q, k, v):
+        with contextlib.suppress(RuntimeError):
+            q @ k
+        return mix(q, k, v)
+
+    logged = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(handler)
+    try:
+        assert told(falls_back)[0].status == "right"
+        assert not logged
+        assert not log.disabled
+    finally:
+        log.removeHandler(handler)
 
 
 class Shift(torch.nn.Module):

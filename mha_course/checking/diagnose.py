@@ -81,6 +81,7 @@ def diagnose(
     failing: int,
     more: Callable[[int], list[Trial]],
     answer: Answer,
+    memory: dict | None = None,
 ) -> Cause | None:
     """The misconception that behaves as the answer did, on every case.
 
@@ -90,14 +91,25 @@ def diagnose(
         failing: index of the first case that went wrong; candidates are tried on it first.
         more: gives further trials (for a number), to tell apart two that explain everything so far.
         answer: asked again only for those.
+        memory: where what the candidates give is kept for the next answer with the same trials.
     """
     order = [failing, *(i for i in range(len(trials)) if i != failing)]
     names = exercise.returns
 
-    def behaves_alike(wrong: Callable[..., Any], trials: list[Trial], seen: list[Observation], order) -> bool:
-        local = LocalAnswer(wrong)
+    def given_by(number: int, wrong: Callable[..., Any], trial: Trial) -> Observation:
+        key = (exercise.name, number, trial.call.seed)
+        if memory is None or key not in memory:
+            given = looked_at(trial, LocalAnswer(wrong).observe(_asked(trial.call)))
+            if memory is None:
+                return given
+            memory[key] = given
+        return memory[key]
+
+    def behaves_alike(
+        candidate: tuple[int, Callable[..., Any]], trials: list[Trial], seen: list[Observation], order
+    ) -> bool:
         for i in order:
-            theirs = looked_at(trials[i], local.observe(_asked(trials[i].call)))
+            theirs = given_by(*candidate, trials[i])
             if trials[i].case.raises:
                 if _refusal(trials[i].case, seen[i]) != _refusal(trials[i].case, theirs):
                     return False
@@ -108,9 +120,10 @@ def diagnose(
     # What is done with inputs that should be refused may wait: a mistake that explains all the others is named first.
     ordinary = [i for i in order if not trials[i].case.raises]
     refusals = [i for i in order if trials[i].case.raises]
-    left: list[tuple[Cause, Callable[..., Any]]] = []
-    but_for_refusals: list[tuple[Cause, Callable[..., Any]]] = []
-    for cause, wrong in candidates(exercise):
+    left: list[tuple[Cause, tuple[int, Callable[..., Any]]]] = []
+    but_for_refusals: list[tuple[Cause, tuple[int, Callable[..., Any]]]] = []
+    for number, (cause, function) in enumerate(candidates(exercise)):
+        wrong = (number, function)
         if len(cause.misconceptions) > 1 and left:
             break  # one mistake that explains all is likelier than two
         if failing in refusals and not behaves_alike(wrong, trials, seen, refusals):

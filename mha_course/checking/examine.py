@@ -22,7 +22,15 @@ from .exercise import Case, Draw, Exercise, Step
 from .report import Card, Report
 
 
-def examine(exercise: Exercise, answer: Answer, seed: int = 0, reference_allowed: bool = False) -> Report:
+def examine(
+    exercise: Exercise,
+    answer: Answer,
+    seed: int = 0,
+    reference_allowed: bool = False,
+    *,
+    diagnosing: bool = True,
+    memory: dict | None = None,
+) -> Report:
     """Check one answer against one exercise.
 
     Args:
@@ -30,12 +38,27 @@ def examine(exercise: Exercise, answer: Answer, seed: int = 0, reference_allowed
         answer: the learner's answer, behind the interface of `calls`.
         seed: the cases are always the same for the same seed.
         reference_allowed: let the answer call the course's own reference (for known wrong answers).
+        diagnosing: look for the misconception behind a wrong answer; without, only right or wrong is to be known.
+        memory: where what does not depend on the answer is kept for the next one: cases, and what known wrong
+            answers give. Use one for each pair of seed and ``reference_allowed``.
 
     Returns:
         a `Report`; nothing is printed or raised.
     """
     started = time.perf_counter()
-    trials = prepare(exercise, seed, reference_allowed)
+    if not diagnosing:
+        exercise = _without_misconceptions(exercise)
+
+    def trials_of(round_: int) -> list[Trial]:
+        key = (exercise.name, round_)
+        if memory is None or key not in memory:
+            trials = prepare(exercise, seed + 7919 * round_, reference_allowed)
+            if memory is None:
+                return trials
+            memory[key] = trials
+        return memory[key]
+
+    trials = trials_of(0)
     seen: list[Observation] = []
     for trial in trials:
         observation = answer.observe(trial.call)
@@ -48,7 +71,7 @@ def examine(exercise: Exercise, answer: Answer, seed: int = 0, reference_allowed
             break
         if observation.stub:
             break
-    result = _judge(exercise, answer, trials, seen, seed, reference_allowed)
+    result = _judge(exercise, answer, trials, seen, seed, reference_allowed, trials_of, memory)
     notes = _notes(seen)
     card = replace(result.card, notes=(*result.card.notes, *notes))
     seconds = time.perf_counter() - started
@@ -57,12 +80,19 @@ def examine(exercise: Exercise, answer: Answer, seed: int = 0, reference_allowed
     return replace(result, card=card, seconds=seconds)
 
 
+def _without_misconceptions(exercise: Exercise) -> Exercise:
+    twin = replace(exercise, misconceptions=())
+    vars(twin)["_on_gpu"] = vars(exercise).setdefault("_on_gpu", {})
+    return twin
+
+
 def prepare(
     exercise: Exercise, seed: int, reference_allowed: bool = True, device: str = "cpu"
 ) -> list[Trial]:
     """The exercise's cases as calls, each with what the reference gives.
 
-    On the pretended GPU, where there are no values, one case is enough of those that differ in sizes and values alone.
+    On the pretended GPU, where there are no values, one case is enough of those that differ in sizes and values alone,
+    and what the reference gives is asked only where an answer makes a mistake (it takes torch's compiler).
     """
     trials, kinds = [], set()
     for case in exercise.cases:
@@ -74,8 +104,10 @@ def prepare(
             if case.raises or kind in kinds:
                 continue
             kinds.add(kind)
+            trials.append(Trial(case, call, Observation()))
+            continue
         expected = _expected(exercise, case, call)
-        if device == "cpu" and expected.failure is not None and not case.raises:
+        if expected.failure is not None and not case.raises:
             raise AssertionError(
                 f"{exercise.name}, case {case.name!r}: the reference raised {expected.failure}"
             )
@@ -176,6 +208,8 @@ def _judge(
     seen: list[Observation],
     seed: int,
     reference_allowed: bool,
+    trials_of: Callable[[int], list[Trial]],
+    memory: dict | None,
 ) -> Report:
     if stopped := _unwritten(exercise, seen):
         return stopped
@@ -185,7 +219,7 @@ def _judge(
     for index, (trial, observation) in enumerate(zip(trials, seen)):
         found = compare_trial(exercise, trial, observation)
         if found is not None:
-            return _wrong(exercise, answer, trials, seen, index, found, seed, reference_allowed)
+            return _wrong(exercise, answer, trials, seen, index, found, trials_of, memory)
         checked += 2 + 3 * len(leaves(observation.value, exercise.returns)) + len(trial.expected.gradients)
     if exercise.device_safe:
         on_device = _device(exercise, answer, seed, reference_allowed)
@@ -293,8 +327,8 @@ def _wrong(
     seen: list[Observation],
     index: int,
     found: Difference,
-    seed: int,
-    reference_allowed: bool,
+    trials_of: Callable[[int], list[Trial]],
+    memory: dict | None,
 ) -> Report:
     trial, observation = trials[index], seen[index]
     cause: Cause | None = None
@@ -304,8 +338,9 @@ def _wrong(
             trials[: len(seen)],
             seen,
             index,
-            lambda round_: prepare(exercise, seed + 7919 * round_, reference_allowed),
+            trials_of,
             answer,
+            memory,
         )
     card = _card(exercise, trial, observation, found, cause)
     return Report(exercise.name, "wrong", card, cause.id if cause else found.kind, named=cause is not None)
@@ -467,12 +502,16 @@ def device_finding(
     """Call the answer with fake CUDA tensors; the first mistake, or the number of cases that were fine."""
     fine = 0
     for trial in prepare(exercise, seed, reference_allowed, device="fake cuda"):
-        if trial.case.raises or trial.expected.failure is not None:
-            continue  # nothing can be said where the reference itself cannot run without values
         seen = answer.observe(trial.call)
+        if seen.failure is None and "cpu" not in (seen.value or ()):
+            fine += 1
+            continue
+        expected = _expected(exercise, trial.case, trial.call)
+        if expected.failure is not None:
+            continue  # nothing can be said where the reference itself cannot run without values
         if seen.failure is not None and seen.failure.kind in _DEVICE:
             return seen.failure.kind, seen, trial
-        if seen.failure is None and "cpu" in (seen.value or ()) and "cpu" not in (trial.expected.value or ()):
+        if seen.failure is None and "cpu" not in (expected.value or ()):
             return "left", seen, trial
         fine += seen.failure is None
     return fine

@@ -7,6 +7,7 @@ no lock: whoever wants to hide a call from Python inside the same process can.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -241,8 +242,15 @@ def pretend_cuda() -> Iterator[PretendedGpu]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = _PretendCuda()
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), mode:
-        yield PretendedGpu(mode)
+    log = logging.getLogger(
+        "torch._subclasses.fake_tensor"
+    )  # writes every error to stderr before it is raised
+    before, log.disabled = log.disabled, True
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), mode:
+            yield PretendedGpu(mode)
+    finally:
+        log.disabled = before
 
 
 def move_module(module: torch.nn.Module, to_gpu: Callable[[Tensor], Tensor]) -> None:
