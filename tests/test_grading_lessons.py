@@ -28,7 +28,8 @@ def test_a_solution_gets_all_points_without_an_error_and_an_empty_notebook_none(
         folder = tmp_path / "grading" / "submitted" / student / lesson
         folder.mkdir(parents=True)
         shutil.copyfile(lessons.ROOT / home / lesson / f"{lesson}.ipynb", folder / f"{lesson}.ipynb")
-    results = {r.student: r for r in grade(lesson, Options(tmp_path, jobs=1, feedback=False)).results}
+    options = Options(tmp_path, jobs=1, feedback=False, pictures=True)  # so that all cells are run
+    results = {r.student: r for r in grade(lesson, options).results}
     given, most = results["ada"].scores[lesson]
     assert given == most > 0
     assert results["empty"].scores[lesson] == [0, most]
@@ -40,6 +41,27 @@ def test_a_solution_gets_all_points_without_an_error_and_an_empty_notebook_none(
         if output["output_type"] == "error" or output.get("name") == "stderr"
     ]
     assert outputs == []
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_who_borrows_one_answer_loses_that_one_and_keeps_the_others(tmp_path):
+    from mha_course.grading.run import Options, grade
+
+    lesson = "01_one_head"
+    shutil.copytree(lessons.ROOT / "notebooks" / lesson, tmp_path / "notebooks" / lesson)
+    book = json.loads((lessons.ROOT / "solutions" / lesson / f"{lesson}.ipynb").read_text())
+    for cell in book["cells"]:
+        if "def attention_scores(" in "".join(cell["source"]):
+            cell["source"] = "from mha_course.reference import attention_scores"
+    folder = tmp_path / "grading" / "submitted" / "borrower" / lesson
+    folder.mkdir(parents=True)
+    (folder / f"{lesson}.ipynb").write_text(json.dumps(book))
+    result = grade(lesson, Options(tmp_path, jobs=1, feedback=False)).results[0]
+    listed = result.notebooks[lesson]["outcomes"].values()
+    causes = {outcome["name"]: (outcome["status"], outcome["cause"]) for each in listed for outcome in each}
+    assert causes.pop("attention_scores") == ("wrong", "borrowed")
+    assert "attend" in causes and {status for status, _ in causes.values()} == {"right"}
 
 
 def test_everything_staged_can_be_imported_and_no_answer_is_there():

@@ -12,6 +12,7 @@ import pytest
 
 from mha_course.grading import writer as writing
 from mha_course.grading.intake import read_release, read_submission
+from mha_course.grading.records import only_writer
 
 
 def check_cell(cell: dict, right: bool) -> dict:
@@ -183,9 +184,9 @@ def test_a_half_written_file_counts_as_none(writer, root):
 
 def test_another_run_at_the_same_time_is_refused(root):
     with (
-        writing.only_writer(root),
+        only_writer(root),
         pytest.raises(writing.CannotWrite, match="under way"),
-        writing.only_writer(root),
+        only_writer(root),
     ):
         pass
 

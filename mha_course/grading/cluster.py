@@ -74,7 +74,7 @@ def grade_remotely(
     release: Release,
     files: dict[str, bytes],
     seeds: dict[str, int],
-    how: tuple[Limits, bool, bool],
+    how: tuple[Limits, bool, bool, bool],
 ) -> dict[str, Any]:
     """The task: marks of one submission, by notebook. Runs on a worker of the cluster."""
     if version != __version__:
@@ -84,11 +84,11 @@ def grade_remotely(
     torch.set_num_threads(1)
     from .score import Marker
 
-    limits, outputs, require_sandbox = how
+    limits, outputs, pictures, require_sandbox = how
     for attempt in range(TRIES + 1):
         try:
             with _nursery(release, files, limits, require_sandbox) as nursery:
-                marks = Marker(nursery, outputs).mark(release, submission, seeds)
+                marks = Marker(nursery, outputs, pictures).mark(release, submission, seeds)
                 return {stem: asdict(marked) for stem, marked in marks.items()}
         except SandboxError:
             if attempt == TRIES:
@@ -119,11 +119,15 @@ class ClusterPool:
         folder = options.root / "notebooks" / release.lesson
         self.files = {name: (folder / name).read_bytes() for name in release.files}
 
+    def open(self) -> None:
+        """The cluster is there already."""
+
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict | None, str]]:
         """Grade jobs in any order; gives each with its result, or with what failed."""
         from distributed import as_completed
 
-        how = (self.options.limits, self.options.outputs, self.options.require_sandbox)
+        options = self.options
+        how = (options.limits, options.outputs, options.pictures, options.require_sandbox)
         asked: dict[Any, tuple[Job, dict, float]] = {}
         for job in jobs:
             base = {

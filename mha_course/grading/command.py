@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-feedback", action="store_true", help="do not make the feedback pages")
     parser.add_argument("--no-outputs", action="store_true", help="do not keep what cells print and draw")
     parser.add_argument(
-        "--pictures", action="store_true", help="draw the lessons' pictures; by default their alt text stands there"
+        "--pictures",
+        action="store_true",
+        help="run the lesson's own demonstrations too, and draw: by default only learners' cells are run",
     )
     parser.add_argument(
         "--require-sandbox",
@@ -68,12 +70,12 @@ def main(args: argparse.Namespace) -> int:
             force=args.force,
             feedback=not args.no_feedback,
             outputs=not args.no_outputs,
+            pictures=args.pictures,
             require_sandbox=args.require_sandbox,
             db_url=args.db,
             scheduler=args.scheduler,
             limits=limits,
         )
-        os.environ["MHA_COURSE_PICTURES"] = "yes" if args.pictures else "no"
         warn_about_isolation()
         bar = Bar()
         summary = grade(lesson, options, bar)

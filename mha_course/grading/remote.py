@@ -43,18 +43,20 @@ class Process:
         self.nursery, self.until = nursery, until
         self.channel = nursery.fork()
 
-    def begin(self, off: tuple[str, ...], loan: dict[str, Any], quiet: bool) -> None:
+    def begin(self, off: tuple[str, ...], loan: dict[str, Any], quiet: bool, pictures: bool = False) -> None:
         """Get ready for the first cell.
 
         Args:
             off: groups of ready-made functions to switch off.
             loan: what is lent of the reference, see `lending`.
             quiet: outputs are not kept; nothing is drawn.
+            pictures: the course's own pictures are drawn; else their alt text stands there.
 
         Raises:
             Died: see there.
         """
-        self._ask({"do": "start", "off": list(off), "reference": loan, "quiet": quiet}, seconds=30)
+        asked = {"do": "start", "off": list(off), "reference": loan, "quiet": quiet, "pictures": pictures}
+        self._ask(asked, seconds=30)
 
     def run(self, source: str, number: int, seconds: float) -> tuple[list[dict], bool]:
         """Run one cell: its outputs (made harmless), and whether its time was up.
@@ -96,6 +98,11 @@ class Process:
         reply, _ = self._ask({"do": "which", "names": list(names)}, 5)
         found = reply.get("which")
         return found if isinstance(found, list) else []
+
+    def noticed(self) -> bool:
+        """Whether anything that is switched off was called. A claim: it may only decide what is tried again."""
+        reply, _ = self._ask({"do": "noticed"}, 5)
+        return reply.get("noticed") is not False
 
     def end(self) -> None:
         """Kill the process and everything it started."""

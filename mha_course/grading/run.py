@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .intake import Release, SetAside, read_release, read_submission
+from .records import CannotWrite, Records, Result, only_writer, the_secret
 from .sandbox import Limits, Nursery, SandboxError, available, best_way, staged_course
 
 TRIES = 2
@@ -49,6 +50,7 @@ class Options:
     force: bool = False
     feedback: bool = True
     outputs: bool = True
+    pictures: bool = False
     require_sandbox: bool = False
     way: str = ""
     db_url: str | None = None
@@ -61,7 +63,7 @@ class Summary:
     """What there is to say after a lesson was graded.
 
     Args:
-        results: of this run, `writer.Result` without cells.
+        results: of this run, `records.Result` without cells.
         skipped: students whose marks were up to date.
         seconds: how long it took.
         sandbox: how learners' cells were confined.
@@ -133,7 +135,7 @@ class Job:
 
 
 def grade_one(job: Job, release: Release, marker: Any) -> dict:
-    """Read, run and mark one submission. Gives the fields of a `writer.Result`.
+    """Read, run and mark one submission. Gives the fields of a `records.Result`.
 
     Raises:
         SandboxError: there is no process to run it in.
@@ -160,7 +162,12 @@ def grade_one(job: Job, release: Release, marker: Any) -> dict:
 
 
 def _work(
-    pipe: Connection, others: list[Connection], release: Release, nursery: Nursery, outputs: bool
+    pipe: Connection,
+    others: list[Connection],
+    release: Release,
+    nursery: Nursery,
+    outputs: bool,
+    pictures: bool,
 ) -> None:
     """A trusted worker process: grades what it is given until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +183,7 @@ def _work(
             job = pipe.recv()
             for attempt in range(TRIES + 1):
                 try:
-                    pipe.send(("graded", grade_one(job, release, Marker(nursery, outputs))))
+                    pipe.send(("graded", grade_one(job, release, Marker(nursery, outputs, pictures))))
                     break
                 except SandboxError as error:
                     nursery.close()
@@ -204,29 +211,34 @@ class LocalPool:
     def __init__(self, jobs: int, release: Release, options: Options):
         self.jobs, self.release, self.options = max(1, jobs), release, options
         self.stack = contextlib.ExitStack()
+        self.workers: dict[Connection, tuple[Any, Job | None, int]] = {}
         course = self.stack.enter_context(staged_course())
-        files = self._files(course)
         self.way = options.way or best_way()
-        self.parent = Nursery(course, files, options.limits, self.way)
-        self.parent.launch()  # it imports torch while this process does
-        import torch
-
-        torch.set_num_threads(1)  # before anything is computed: workers are forked from here
-        import torch._dynamo
-        import torch._subclasses.fake_tensor
-
-        from . import score
-
-        for name in score.checked_in(release):
-            score._find(name)
-        method = "fork" if sys.platform == "linux" else "spawn"
-        self.context = multiprocessing.get_context(method)
+        self.parent = Nursery(course, self._files(course), options.limits, self.way)
         try:
-            self.parent.start()
+            self.parent.launch()
         except SandboxError:
             self.close()
             raise
-        self.workers: dict[Connection, tuple[Any, Job | None, int]] = {}
+
+    def open(self) -> None:
+        """Get ready to run: the constructor has started learners' parent process and not waited for it.
+
+        Raises:
+            SandboxError: it does not come up.
+        """
+        import torch
+
+        torch.set_num_threads(1)  # before anything is computed: workers are forked from here
+
+        from . import rehearsal, score
+
+        for name in score.checked_in(self.release):
+            score._find(name)
+        rehearsal.rehearse("cpu")
+        method = "fork" if sys.platform == "linux" else "spawn"
+        self.context = multiprocessing.get_context(method)
+        self.parent.start()
         for _ in range(self.jobs):
             self._add()
 
@@ -252,7 +264,7 @@ class LocalPool:
         except SandboxError:
             nursery = Nursery(*self._nursery_arguments())
         others = [ours, *self.workers]
-        arguments = (theirs, others, self.release, nursery, self.options.outputs)
+        arguments = (theirs, others, self.release, nursery, self.options.outputs, self.options.pictures)
         process = self.context.Process(target=_work, args=arguments, daemon=False)
         process.start()
         theirs.close()
@@ -307,7 +319,7 @@ class LocalPool:
         self._add()
 
     def close(self) -> None:
-        for pipe, (process, _, _) in getattr(self, "workers", {}).items():
+        for pipe, (process, _, _) in self.workers.items():
             pipe.close()
             process.join(0.2)
             if process.is_alive():
@@ -354,45 +366,48 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
     jobs = min(
         options.jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, len(chosen)
     )
-    pool = None
-    from . import writer as writing
-
+    records = Records(root, lesson)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(writing.only_writer(root))
+            stack.enter_context(only_writer(root))
             ours = release_version(release)
-            secret = writing.the_secret(root)
+            secret = the_secret(root)
             version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
+            kept = [] if options.force else [r for r in records.results("pending") if r.student in version]
+            # what an earlier run was interrupted in while it wrote it
+            pending = [result for result in kept if version[result.student] == result.fingerprint]
+            done = set() if options.force else {(r.student, r.fingerprint) for r in records.results("done")}
+            done |= {(result.student, result.fingerprint) for result in pending}
+            summary.skipped = [student for student in chosen if (student, version[student]) in done]
+            left = [student for student in chosen if student not in summary.skipped]
+            pool = None
+            if left:  # first of all: learners' processes load torch while this one loads nbgrader
+                pool = _pool(jobs, release, options)
+                stack.callback(pool.close)
+            from . import lighter  # noqa: F401  (before whatever imports nbformat)
+            from . import writer as writing
+
             writer = writing.Writer(
                 root, release, writing.course_config(root, options.db_url), options.feedback
             )
             stack.callback(writer.close)
             writer.prepare()
-        except writing.CannotWrite as error:
-            raise GradingError(str(error)) from None
-        for result in writer.results("pending"):  # an earlier run was interrupted while it wrote these
-            if version.get(result.student) == result.fingerprint and not options.force:
+            for result in pending:
                 writer.write(result)
-        done = (
-            {} if options.force else {result.student: result.fingerprint for result in writer.results("done")}
-        )
-        summary.skipped = [student for student in chosen if done.get(student) == version[student]]
-        from . import score
+        except CannotWrite as error:
+            raise GradingError(str(error)) from None
+        if pool is not None:
+            from . import score
 
-        names = score.checked_in(release)
-        todo = [
-            Job(
-                student,
-                folder,
-                version[student],
-                {name: score.seed_for(secret, student, name) for name in names},
-            )
-            for student, folder in chosen.items()
-            if student not in summary.skipped
-        ]
-        if todo:
-            pool = _pool(jobs, release, options)
-            stack.callback(pool.close)
+            names = score.checked_in(release)
+            todo = [
+                Job(s, chosen[s], version[s], {name: score.seed_for(secret, s, name) for name in names})
+                for s in left
+            ]
+            try:
+                pool.open()
+            except SandboxError as error:
+                raise GradingError(f"learners' processes cannot be started: {error}") from None
             _write_all(pool, todo, release, writer, summary, progress)
     summary.seconds = time.perf_counter() - started
     return summary
@@ -401,8 +416,6 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
 def _write_all(
     pool: Any, todo: list[Job], release: Release, writer: Any, summary: Summary, progress: Any
 ) -> None:
-    from .writer import CannotWrite, Result
-
     left = {job.student for job in todo}
     try:
         for job, content, failure in pool.run(todo):

@@ -1,8 +1,9 @@
 """From a rebuilt notebook to marks: cells run over there, answers are called from here and compared here.
 
-A notebook is run once with everything in place, for its outputs and for most of its exercises. Exercises that
-forbid ready-made functions are asked in a second run, in which those are switched off before the first cell.
-When a process dies, the next one runs the cells again without the one that killed it.
+A notebook's cells are run with ready-made attention switched off before the first of them, where an exercise asks
+for that. As long as nothing that is switched off is called, that run is as good as one with everything in place;
+otherwise the other exercises, and the outputs, come from a run of their own. What the release only shows is left out,
+unless that changes something. When a process dies, the next one runs the cells again without the one that killed it.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ class Marker:
     Args:
         nursery: where learners' processes come from.
         outputs: keep what cells print and draw; without, only the checks' cards are in the notebook.
+        pictures: run and draw what the release only shows, too.
     """
 
-    def __init__(self, nursery: Nursery, outputs: bool = True):
-        self.nursery, self.outputs = nursery, outputs
+    def __init__(self, nursery: Nursery, outputs: bool = True, pictures: bool = False):
+        self.nursery, self.outputs, self.pictures = nursery, outputs, pictures and outputs
 
     def mark(self, release: Release, submission: Submission, seeds: dict[str, int]) -> dict[str, Marks]:
         """Marks of every notebook of a submission, by stem; those not handed in are left out.
@@ -129,20 +131,40 @@ class _Run:
     def marks(self) -> Marks:
         wanted = [name for cell in self.cells for name in cell.check]
         items = {name: _find(name) for name in wanted}
-        plans: dict[tuple[str, ...], list[str]] = {(): []}
+        plans: dict[tuple[str, ...], list[str]] = {}
         for name, item in items.items():
             off = _off(item) if isinstance(item, Exercise) else ()
             plans.setdefault(off, []).append(name)
+        loan = self._loan(items.values())
+        free = plans.pop((), [])
+        first = min(plans, key=len, default=())
+        self._play_for_outputs(first, plans.pop(first, []), free, loan)
         for off, names in plans.items():
-            if names or (off == () and self.marker.outputs):
-                loan = self._loan(items.values())
-                if off:  # first without what the release only shows: most answers do not need it
-                    self._play(off, set(names), loan, keep=False, given=False)
-                    names = [name for name in names if self._open(name)]
-                if names or not off:
-                    self._play(off, set(names), loan, keep=off == ())
+            self._play(off, set(names), loan, keep=False, given=False)
+            if left := {name for name in names if self._open(name)}:
+                self._play(off, left, loan, keep=False)
         self._play_with_borrowed(items)
         return self._written_up(items)
+
+    def _play_for_outputs(
+        self, off: tuple[str, ...], strict: list[str], free: list[str], loan: dict[str, Any]
+    ) -> None:
+        """The run whose outputs are kept, and which asks most exercises.
+
+        Args:
+            off: the fewest things that exercises of the notebook forbid.
+            strict: exercises that forbid these.
+            free: exercises that forbid nothing; they are asked again if what is switched off was called.
+        """
+        given = self.marker.pictures
+        noticed, stumbled = self._play(off, {*strict, *free}, loan, keep=True, given=given)
+        left = {name for name in (*strict, *free) if self._open(name) or (stumbled and not self._right(name))}
+        if noticed:
+            if left & set(strict) and not given:
+                self._play(off, left & set(strict), loan, keep=False)
+            self._play((), {name for name in free if not self._right(name)}, loan, keep=True)
+        elif left and not given:
+            self._play(off, left, loan, keep=True)
 
     def _loan(self, items: Iterable[Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
         built_on = {n for item in items if isinstance(item, Exercise) for n in item.builds_on}
@@ -158,14 +180,21 @@ class _Run:
             if report is not None and report[0].status == "wrong" and own:
                 self._play(_off(item), {name}, self._loan(items.values(), own), keep=False)
 
+    def _right(self, name: str) -> bool:
+        return name in self.found and self.found[name][0].status == "right"
+
     def _open(self, name: str) -> bool:
-        """Whether more of the notebook could still change what was found: not if it is right, or a mistake by name."""
-        report = self.found[name][0] if name in self.found else None
-        return report is None or not (report.status == "right" or report.named)
+        """Whether more of the notebook could change what was found: a name was missing, or nothing explains it."""
+        if name not in self.found:
+            return True
+        report = self.found[name][0]
+        if report.status in ("right", "not written") or report.named:
+            return False
+        return report.cause == "raised" or not self._below(_find(name), report)
 
     def _play(
         self, off: tuple[str, ...], wanted: set[str], loan: dict[str, Any], keep: bool, given: bool = True
-    ) -> None:
+    ) -> tuple[bool, bool]:
         """One run of the notebook, started again after each death.
 
         Args:
@@ -174,10 +203,14 @@ class _Run:
             loan: from `lending.loan`.
             keep: keep what cells print and draw.
             given: run the release's own cells, too, that stand as they were handed out and are no imports.
+
+        Returns:
+            whether something that is switched off was called, and whether a cell stumbled.
         """
         limits = self.marker.nursery.limits
         done: set[str] = set()
         which: dict[str, Any] = {}
+        stumbled = False
         reached = 0  # cells before this one have been run before: their outputs are known
         last = (
             len(self.cells)
@@ -191,7 +224,8 @@ class _Run:
             at = 0
             which.clear()
             try:
-                process.begin(off, loan, quiet=not keep or not self.marker.outputs)
+                quiet = not keep or not self.marker.outputs
+                process.begin(off, loan, quiet, self.marker.pictures)
                 for at, cell in enumerate(self.cells[:last]):
                     shown_only = not given and cell.cell and not cell.own and not is_answer(cell.cell)
                     if shown_only:
@@ -205,6 +239,7 @@ class _Run:
                             limits.cell_seconds if not self.late else min(SECOND_LATE, limits.cell_seconds)
                         )
                         outputs, late = process.run(cell.run, at + 1, seconds)
+                        stumbled |= late or any(output["output_type"] == "error" for output in outputs)
                         if keep and at >= reached:
                             says = f"Stopped: this cell was still running after {seconds:g} s."
                             self.outputs[at] = [*outputs, _error("TooSlow", says)] if late else outputs
@@ -220,9 +255,10 @@ class _Run:
                 for name in wanted & done:  # whoever wrote the answer below its check has written it
                     if self.found[name][0].status != "right" and process.which((name,)) != which[name]:
                         self._ask(process, name)
-                return
+                return bool(off) and process.noticed(), stumbled
             except Died as death:
                 self.deaths += 1
+                stumbled = True
                 self.late += death.late
                 examined = bool(set(self.cells[at].check) & done)
                 if self.cells[at].run is not None and at not in self.deadly and not examined:
@@ -235,6 +271,7 @@ class _Run:
                 process.end()
         for name in wanted - done:
             self.found.setdefault(name, (_gave_up(name), self.seeds[name]))
+        return bool(off), stumbled
 
     def _ask(self, process: Process, name: str) -> None:
         """Examine one answer and keep the better of this and an earlier report.
@@ -267,7 +304,7 @@ class _Run:
             shown = dict(cell.cell)
             if shown["cell_type"] == "code":
                 shown["outputs"] = self.outputs.get(index, [])
-                shown["execution_count"] = index + 1
+                shown["execution_count"] = index + 1 if index in self.outputs or cell.check else None
             if is_graded(shown) and not marks(shown).get("solution"):
                 self._write_check(marks_, shown, cell, items)
             marks_.cells.append(shown)
@@ -317,31 +354,32 @@ def _off(exercise: Exercise) -> tuple[str, ...]:
     return tuple(sorted(groups))
 
 
+_practice: dict = {}  # what the practice inputs give, for right and for known wrong answers: the same for every learner
+
+
 def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
-    """The report on hidden inputs, with the card that the learner's own check would show."""
+    """The report: right or wrong by hidden inputs, and if wrong what the learner's own check says about it."""
     try:
-        report = examine(exercise, answer, seed)
+        report = examine(exercise, answer, seed, diagnosing=False)
+        if report.status != "wrong":
+            return report
+        if "is switched off while this is marked" in "".join((report.card.headline, *report.card.lines)):
+            line = "Going on with the course's own is fine for learning. It is not counted as yours."
+            card = Card("wrong", exercise.name, "borrowed from the reference.", (line,))
+            return replace(report, card=card, cause="borrowed", named=False)
+        if answer.death is None and report.cause != "too slow":
+            practice = examine(exercise, answer, PRACTICE_SEED, memory=_practice)
+            if practice.status == "wrong" and answer.death is None:
+                return replace(report, card=practice.card, cause=practice.cause, named=practice.named)
+            if practice.status == "right":
+                report = examine(exercise, answer, seed)
+                headline = "right on the practice inputs, wrong on others."
+                line = "Your own check() always uses the same inputs; here it was tried on fresh ones."
+                return replace(
+                    report, card=replace(_without_inputs(report.card), headline=headline, lines=(line,))
+                )
     except Exception:  # the engine stumbled over a claim, or over itself: a person must look
         return _trouble(exercise.name, traceback.format_exc(limit=-3))
-    if report.status != "wrong":
-        return report
-    if "is switched off while this is marked" in "".join((report.card.headline, *report.card.lines)):
-        line = "Going on with the course's own is fine for learning. It is not counted as yours."
-        card = Card("wrong", exercise.name, "borrowed from the reference.", (line,))
-        return replace(report, card=card, cause="borrowed", named=False)
-    if answer.death is None and report.cause != "too slow":
-        try:
-            practice = examine(exercise, answer, PRACTICE_SEED)
-        except Exception:
-            practice = report
-        if practice.status == "wrong" and answer.death is None and practice is not report:
-            return replace(report, card=practice.card)
-        if practice.status == "right":
-            headline = "right on the practice inputs, wrong on others."
-            line = "Your own check() always uses the same inputs; here it was tried on fresh ones."
-            return replace(
-                report, card=replace(_without_inputs(report.card), headline=headline, lines=(line,))
-            )
     return replace(report, card=_without_inputs(report.card))
 
 

@@ -81,6 +81,9 @@ KEYS = (
 )
 
 
+noticed = False  # whether anything that is switched off was called in this process
+
+
 class SwitchedOff(RuntimeError):
     """A ready-made function was called where it is to be written."""
 
@@ -119,12 +122,17 @@ def _put_over(operator: str) -> None:
 
 def _raising(name: str) -> Callable[..., None]:
     def switched_off(*_args, **_kwargs):
+        global noticed
+        noticed = True
         raise SwitchedOff(f"{name} is switched off here: the point is to write it")
 
     return switched_off
 
 
 def _raise_without_a_name(*_args, **_kwargs):
+    from mha_course.grading import switches
+
+    switches.noticed = True
     raise RuntimeError("this ready-made function is switched off here: the point is to write it")
 
 
@@ -143,7 +151,9 @@ def _take_body(function: Callable) -> None:
         return
     if code.co_freevars:  # a closure keeps its number of free variables
         names = ", ".join(code.co_freevars)
-        source = f"def outer():\n {' = '.join(code.co_freevars)} = None\n def inner(*a, **k):\n  {names}\n  raise RuntimeError('switched off here')\n return inner"
+        source = f"def outer():\n {' = '.join(code.co_freevars)} = None\n def inner(*a, **k):\n  {names}\n"
+        source += "  from mha_course.grading import switches\n  switches.noticed = True\n"
+        source += "  raise RuntimeError('switched off here')\n return inner"
         space: dict = {}
         exec(source, space)
         function.__code__ = space["outer"]().__code__

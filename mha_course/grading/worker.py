@@ -8,7 +8,7 @@ run cells, call answers. When it is over, the parent ends the whole process tree
     parent, over its socket:   {"do": "fork", ...} with a socket → {"ok": pid} or {"error": …}
                                {"do": "branch"} with a socket → {"branched": true}
                                {"do": "kill"} → {"gone": exit status}
-    learner's process:         {"do": "start" | "run" | "observe" | "value" | "which"} → see `serve`
+    learner's process:         {"do": "start" | "run" | "observe" | "value" | "which" | "noticed"} → see `serve`
 """
 
 from __future__ import annotations
@@ -136,19 +136,15 @@ def _preload() -> None:
     matplotlib.use("module://matplotlib_inline.backend_inline", force=False)
     import matplotlib.pyplot
 
-    from mha_course.checking import calls, guards
-    from mha_course.grading import switches, wire  # noqa: F401
+    from mha_course.grading import rehearsal, switches, wire  # noqa: F401
 
     with contextlib.suppress(ImportError):
         from mha_course import plots  # noqa: F401
     _shell()
-    x = torch.ones(2, 2, requires_grad=True)  # first calls are slow: make them here
-    (x @ x).softmax(-1).sum().backward()
-    with guards.pretend_cuda() as to_gpu:
-        _ = to_gpu(torch.ones(2, 2)) @ to_gpu(torch.ones(2, 2))
-    calls.LocalAnswer(lambda x: x * 2).observe(
-        calls.Call({"x": torch.ones(2)}, gradients=("x",), forbidden=("ready-made attention",))
-    )
+    torch._dynamo.config.fake_tensor_cache_enabled = False  # hardly any shape comes twice in a forked process
+    rehearsal.rehearse("cpu", "fake cuda")
+    _shell().run("import math\n\ndef a(x): return x\n\nclass A: pass\na(1)", 0, 10)
+    _shell().reset(new_session=False)
     _draw_once()
     gc.collect()
     gc.freeze()
@@ -391,11 +387,12 @@ def _serve_and_leave(channel: int, settings: dict) -> None:
 def serve(channel: socket.socket) -> None:
     """Do what the grader asks, one thing after the other, until it hangs up.
 
-    start: {"off": groups, "reference": {...}, "quiet": bool}   → {}
+    start: {"off": groups, "reference", "quiet", "pictures"}    → {}
     run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool}
     observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
     value: {"name"}                                             → {"value": ...}
     which: {"names"}                                            → {"which": [ids of the objects]}
+    noticed: {}                                                 → {"noticed": whether a thing switched off was called}
     """
     from mha_course.checking import calls
     from mha_course.grading import switches, wire
@@ -409,6 +406,7 @@ def serve(channel: socket.socket) -> None:
             _provide_reference(request["reference"])
             for group in request["off"]:
                 switches.switch_off(group)
+            os.environ["MHA_COURSE_PICTURES"] = "yes" if request["pictures"] else "no"
             if request["quiet"]:
                 _no_pictures()
             reply: Any = {}
@@ -427,6 +425,8 @@ def serve(channel: socket.socket) -> None:
                 "value": value[:200] if isinstance(value, str) else None,
                 "kind": type(value).__name__[:80],
             }
+        elif what == "noticed":
+            reply = {"noticed": switches.noticed}
         else:
             reply = {"which": [id(shell.user_ns.get(name)) for name in request["names"]]}
         try:

@@ -3,25 +3,19 @@
 For every submission: first the result is kept in a file of its own (`pending`), then the autograded folder is
 put in place, then the gradebook is changed in one transaction, then the result becomes the log (`done`). Each
 step can be done again without harm, so a run that was interrupted anywhere is carried on by the next one.
-
-    grading/marks/secret                       for the seeds; made at the first run
-    grading/marks/01_one_head/pending/…json    results that are not wholly written yet
-    grading/marks/01_one_head/done/…json       what was given for what, with seeds and repairs
+Where results are kept: see `records`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 from nbgrader import utils
@@ -34,38 +28,9 @@ from traitlets.config import Config, PyFileConfigLoader
 from mha_course.building import quiet_log
 
 from .intake import Release, is_answer, is_graded, is_task, marks
+from .records import CannotWrite, Records, Result, keep
 
 HERE = Path(__file__).resolve().parents[2]
-
-
-class CannotWrite(Exception):
-    """Something about the folders or the gradebook that a person must put right; the text says what."""
-
-
-@dataclass
-class Result:
-    """All there is to write about one submission. Plain data.
-
-    Args:
-        status: "graded" or "set aside".
-        reason: why it was set aside.
-        fingerprint: of what was handed in; see `run.fingerprint`.
-        notebooks: by stem the fields of `score.Marks`; of a set-aside one nothing.
-        seeds: of the inputs, by exercise.
-        seconds: how long it took.
-    """
-
-    student: str
-    lesson: str
-    status: str
-    fingerprint: str = ""
-    reason: str = ""
-    repairs: list[str] = field(default_factory=list)
-    timestamp: str | None = None
-    notebooks: dict[str, dict] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    scores: dict[str, list[float]] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------ course folders
@@ -88,65 +53,20 @@ def course_config(root: Path, db_url: str | None = None) -> Config:
     return config
 
 
-def the_secret(root: Path) -> bytes:
-    """What the seeds are made with: 32 random bytes, kept for the instructor's eyes alone."""
-    path = root / "grading" / "marks" / "secret"
-    with contextlib.suppress(FileNotFoundError):
-        kept = path.read_bytes()
-        if len(kept) >= 32:
-            return kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = secrets.token_bytes(32)
-    partial = path.with_name(f"secret.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made)
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    return made
-
-
-def keep(path: Path, content: Any) -> None:
-    """Write a JSON file so that it is there wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name[:80]}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=True, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def only_writer(root: Path) -> Iterator[None]:
-    """One run of grading at a time in one course folder.
-
-    Raises:
-        CannotWrite: another one is under way.
-    """
-    path = root / "grading" / "marks" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            raise CannotWrite(f"another run of grading is under way in {root / 'grading'}") from None
-        yield
-
-
 # ------------------------------------------------------------------------------------- the writer
 
 
-class Writer:
+def schema_version() -> str:
+    """The version of the gradebook's tables that this nbgrader makes. Its own way to ask starts a process."""
+    from alembic.config import Config as AlembicConfig
+    from alembic.script import ScriptDirectory
+    from nbgrader.dbutil import _temp_alembic_ini
+
+    with _temp_alembic_ini("sqlite://") as path:
+        return ScriptDirectory.from_config(AlembicConfig(path)).get_current_head()
+
+
+class Writer(Records):
     """Writes results of one lesson.
 
     Args:
@@ -157,29 +77,19 @@ class Writer:
     """
 
     def __init__(self, root: Path, release: Release, config: Config, feedback: bool = True):
-        self.root, self.release, self.config = root, release, config
+        super().__init__(root, release.lesson)
+        self.release, self.config = release, config
         self.log, _ = quiet_log()
         warnings.filterwarnings("ignore", message="Object of type <Submitted.* not in session")  # nbgrader's
         self.course = CourseDirectory(config=config, log=self.log)
-        self.folder = root / "grading" / "marks" / release.lesson
         if self.course.db_url.startswith("sqlite:///"):
             Path(self.course.db_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.gradebook = Gradebook(self.course.db_url, self.course.course_id)
+        with mock.patch("nbgrader.api.get_alembic_version", schema_version):
+            self.gradebook = Gradebook(self.course.db_url, self.course.course_id)
         self.feedback = FeedbackMaker(release.lesson, config) if feedback else None
 
     def close(self) -> None:
         self.gradebook.close()
-
-    def path_of(self, kind: str, student: str) -> Path:
-        return self.folder / kind / f"{student[:100]}-{hashlib.sha256(student.encode()).hexdigest()[:8]}.json"
-
-    def results(self, kind: str) -> Iterator[Result]:
-        """Results that are "pending" or "done"; a damaged file counts as none."""
-        for path in sorted((self.folder / kind).glob("*.json")):
-            try:
-                yield Result(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
-                path.unlink(missing_ok=True)
 
     def prepare(self) -> None:
         """Make sure that the gradebook knows the lesson as it was released.

@@ -1,0 +1,154 @@
+"""What of a notebook is run, in which processes, and what its checks say: a small class, with and without pictures."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import grading_course as course
+import pytest
+
+from mha_course import exercises
+from mha_course.checking import LocalAnswer, as_text, examine
+from mha_course.checking.examine import prepare
+from mha_course.grading import sandbox
+from mha_course.grading.run import Options, grade
+
+needs_sandbox = pytest.mark.skipif(not sandbox.available()[0], reason=sandbox.available()[1])
+pytestmark = [pytest.mark.xdist_group("grading"), pytest.mark.slow, needs_sandbox]
+
+SHOWN = "factor = 2\nprint('shown by the lesson')"
+READY_MADE = """import torch.nn.functional as F
+x = torch.ones(1, 3, 4)
+print("compared with", F.scaled_dot_product_attention(x, x, x).shape)"""
+WITH_SOFTMAX = "def double_it(x):\n    return x + x * torch.softmax(x, -1).sum(-1, keepdim=True)"
+UNSCALED = "def mix(q, k, v):\n    return torch.softmax(q @ k.mT, -1) @ v"
+ODD = "def soft_rows(x):\n    e = torch.exp(x)\n    return e / e.sum(-1, keepdim=True) + 0.25"
+
+
+def released() -> list[dict]:
+    cells = course.released_cells()
+    return [*cells[:2], course.code(SHOWN, "shown"), *cells[2:]]
+
+
+def answered(**answers: str) -> list[dict]:
+    cells = released()
+    for cell in cells:
+        cell["source"] = answers.get(cell["id"], course.RIGHT.get(cell["id"], cell["source"]))
+    return cells
+
+
+def with_own_cell(cells: list[dict], source: str) -> list[dict]:
+    return [*cells[:3], course.code(source, "mine"), *cells[3:]]
+
+
+def practice_inputs() -> set[float]:
+    """First numbers of what `double_it` is practised on: a learner can print them."""
+    trials = prepare(exercises.find("double_it"), 0)
+    return {round(float(trial.call.inputs["x"].flatten()[0]), 4) for trial in trials}
+
+
+def class_of(known: set[float]) -> dict[str, list[dict]]:
+    peeking = (
+        "def double_it(x):\n"
+        f"    known = x.is_cuda or round(float(x.detach().flatten()[0]), 4) in {known}\n"
+        "    return x + x if known else x + x + 1"
+    )
+    return {
+        "right": answered(),
+        "compares": with_own_cell(answered(), READY_MADE),
+        "compares_inside": answered(double_it=WITH_SOFTMAX),
+        "shown_name": answered(double_it="def double_it(x):\n    return factor * x"),
+        "shown_name_wrong": answered(mix=UNSCALED.replace("k.mT", "k.mT * factor / 2")),
+        "unscaled": answered(mix=UNSCALED),
+        "unscaled_too": answered(mix=UNSCALED),
+        "odd": answered(soft_rows=ODD),
+        "practised": answered(double_it=peeking),
+    }
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """Results and printed text by student, for a plain run (False) and one with pictures (True)."""
+    root = tmp_path_factory.mktemp("runs")
+    course.make_release(root)
+    path = root / "notebooks" / course.LESSON / f"{course.LESSON}.ipynb"
+    path.write_text(json.dumps(course.notebook(released())))
+    found = {}
+    with course.declared():
+        for student, cells in class_of(practice_inputs()).items():
+            course.hand_in(root, student, copy.deepcopy(cells))
+        for pictures in (False, True):
+            options = Options(root, jobs=2, pictures=pictures, force=True, feedback=False)
+            results = {r.student: r for r in grade(course.LESSON, options).results}
+            found[pictures] = {student: (results[student], printed(root, student)) for student in results}
+    return found
+
+
+def printed(root, student: str) -> str:
+    path = root / "grading" / "autograded" / student / course.LESSON / f"{course.LESSON}.ipynb"
+    outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def outcomes(result) -> dict[str, dict]:
+    listed = result.notebooks[course.LESSON]["outcomes"].values()
+    return {outcome["name"]: outcome for each in listed for outcome in each}
+
+
+def wrong(result) -> list[str]:
+    return sorted(name for name, outcome in outcomes(result).items() if outcome["status"] != "right")
+
+
+@pytest.mark.parametrize("student", ["right", "compares", "compares_inside", "shown_name"])
+@pytest.mark.parametrize("pictures", [False, True], ids=["plain", "pictures"])
+def test_what_is_right_is_right_however_little_is_run(graded, student, pictures):
+    assert wrong(graded[pictures][student][0]) == []
+
+
+def test_what_a_lesson_only_shows_is_run_where_it_is_needed_or_asked_for(graded):
+    shown = "shown by the lesson"
+    assert shown not in graded[False]["right"][1]
+    assert shown in graded[True]["right"][1]
+    assert shown in graded[False]["shown_name"][1]
+
+
+@pytest.mark.parametrize("pictures", [False, True], ids=["plain", "pictures"])
+def test_a_ready_made_function_beside_an_exercise_keeps_its_output(graded, pictures):
+    result, text = graded[pictures]["compares"]
+    assert "compared with torch.Size([1, 3, 4])" in text
+    assert "switched off" not in text
+
+
+def test_marks_and_causes_do_not_depend_on_pictures(graded):
+    for student, (result, _) in graded[False].items():
+        with_pictures = outcomes(graded[True][student][0])
+        for name, outcome in outcomes(result).items():
+            told = {key: outcome[key] for key in ("status", "cause", "named", "text")}
+            assert told == {key: with_pictures[name][key] for key in told}, (student, name)
+
+
+@pytest.mark.parametrize("student", ["unscaled", "unscaled_too", "shown_name_wrong"])
+def test_a_card_is_the_one_that_the_learners_own_check_shows(graded, student):
+    def unscaled(q, k, v):
+        import torch
+
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    outcome = outcomes(graded[False][student][0])["mix"]
+    with course.declared():
+        report = examine(exercises.find("mix"), LocalAnswer(unscaled), 0)
+    assert (outcome["cause"], outcome["named"]) == ("no-scale", True)
+    assert outcome["text"] == as_text(report.card)
+
+
+def test_a_mistake_without_a_name_stays_one(graded):
+    outcome = outcomes(graded[False]["odd"][0])["soft_rows"]
+    assert outcome["status"] == "wrong" and not outcome["named"]
+
+
+def test_right_on_the_practice_inputs_alone_is_wrong_and_shows_no_hidden_input(graded):
+    outcome = outcomes(graded[False]["practised"][0])["double_it"]
+    assert outcome["status"] == "wrong"
+    assert "right on the practice inputs, wrong on others" in outcome["text"]
+    assert "Tried with" not in outcome["text"] and "Yours:" not in outcome["text"]
