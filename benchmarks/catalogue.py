@@ -106,7 +106,7 @@ def by_plain_nbgrader(root: Path, lesson: str, student: str) -> tuple[float | No
     before = set(root.rglob("*"))
     script = (
         f"ulimit -v {12 << 20} -u 4000; cd {root} && timeout -k 1 60 {sys.executable} -m nbgrader autograde {lesson} "
-        f"--student {student!r}; echo CODE $?; grep -lz {MARK} /proc/[0-9]*/cmdline 2>/dev/null | grep -v self"
+        f"--student {student!r}; echo CODE $?; grep -lz '^{MARK}$' /proc/[0-9]*/cmdline 2>/dev/null"
     )
     command = [
         "bwrap",
@@ -175,6 +175,7 @@ def main() -> None:
     from mha_course.grading.run import Options, grade
     from mha_course.grading.sandbox import Limits
 
+    os.environ.update(environment())  # nbgrader calls alembic by its name
     server = socket.create_server(("127.0.0.1", 0))
     with tempfile.TemporaryDirectory(prefix="catalogue-", dir=Path.home()) as folder:
         roots = [Path(folder, name) for name in ("ours", "plain1", "plain2")]

@@ -196,3 +196,17 @@ def test_the_log_says_what_was_given_for_what(writer, root):
     kept = json.loads(writer.path_of("done", "ann").read_text())
     assert kept["seeds"] == {"mix": 5} and kept["repairs"] == ["turned back"]
     assert "cells" not in kept["notebooks"][course.LESSON]
+
+
+@pytest.mark.parametrize("configured", ["grading/gradebook.db", "elsewhere.db", None])
+def test_a_gradebook_named_relative_to_the_course_is_found_from_anywhere(tmp_path, configured):
+    if configured:
+        text = f"c = get_config()\nc.CourseDirectory.db_url = 'sqlite:///{configured}'\n"
+        (tmp_path / "nbgrader_config.py").write_text(text)
+    meant = tmp_path / (configured or "grading/gradebook.db")
+    assert writing.course_config(tmp_path).CourseDirectory.db_url == f"sqlite:///{meant.as_posix()}"
+
+
+def test_a_gradebook_on_another_server_or_at_an_absolute_place_is_left_where_it_is(tmp_path):
+    for url in ("postgresql+psycopg2://127.0.0.1/marks", f"sqlite:///{tmp_path.as_posix()}/there.db"):
+        assert writing.course_config(tmp_path, url).CourseDirectory.db_url == url

@@ -432,8 +432,11 @@ def _write_all(
                 continue  # a lost worker was not so lost: each submission is written once
             result = writer.write(Result(**content))
             left.discard(result.student)
-            for notebook in result.notebooks.values():
+            for notebook in result.notebooks.values():  # what was written need not be kept as well
                 notebook.pop("cells", None)
+                for outcomes in notebook["outcomes"].values():
+                    for outcome in outcomes:
+                        outcome.pop("html", None)
             summary.results.append(result)
             if progress is not None:
                 progress(len(summary.results), len(todo), result)

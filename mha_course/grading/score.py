@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import time
 import traceback
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from .remote import Died, Process, RemoteAnswer
 from .sandbox import Nursery
 
 MAX_DEATHS = 8  # of one run of a notebook
-SECOND_LATE = 20.0  # seconds for a cell, once one was stopped
+SECOND_LATE = 20.0  # seconds for a cell, once something was stopped
 PRACTICE_SEED = (
     0  # what a learner's own check() uses; cards are made with it, so that no hidden input is shown
 )
@@ -180,6 +181,10 @@ class _Run:
             if report is not None and report[0].status == "wrong" and own:
                 self._play(_off(item), {name}, self._loan(items.values(), own), keep=False)
 
+    def _slow(self) -> bool:
+        """Whether something was stopped already because its time was up: then the rest gets less."""
+        return self.late > 0 or any(report.cause == "too slow" for report, _ in self.found.values())
+
     def _right(self, name: str) -> bool:
         return name in self.found and self.found[name][0].status == "right"
 
@@ -188,7 +193,7 @@ class _Run:
         if name not in self.found:
             return True
         report = self.found[name][0]
-        if report.status in ("right", "not written") or report.named:
+        if report.status in ("right", "not written") or report.named or report.cause == "too slow":
             return False
         return report.cause == "raised" or not self._below(_find(name), report)
 
@@ -235,11 +240,9 @@ class _Run:
                             ("a name nobody has",)
                         ):
                             continue
-                        seconds = (
-                            limits.cell_seconds if not self.late else min(SECOND_LATE, limits.cell_seconds)
-                        )
+                        seconds = min(limits.cell_seconds, SECOND_LATE if self._slow() else math.inf)
                         outputs, late = process.run(cell.run, at + 1, seconds)
-                        stumbled |= late or any(output["output_type"] == "error" for output in outputs)
+                        stumbled |= not late and any(o["output_type"] == "error" for o in outputs)
                         if keep and at >= reached:
                             says = f"Stopped: this cell was still running after {seconds:g} s."
                             self.outputs[at] = [*outputs, _error("TooSlow", says)] if late else outputs
@@ -258,7 +261,7 @@ class _Run:
                 return bool(off) and process.noticed(), stumbled
             except Died as death:
                 self.deaths += 1
-                stumbled = True
+                stumbled |= not death.late
                 self.late += death.late
                 examined = bool(set(self.cells[at].check) & done)
                 if self.cells[at].run is not None and at not in self.deadly and not examined:

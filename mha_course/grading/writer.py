@@ -41,13 +41,16 @@ def course_config(root: Path, db_url: str | None = None) -> Config:
 
     Args:
         root: the course's folder.
-        db_url: a gradebook elsewhere; by default the configuration's.
+        db_url: a gradebook elsewhere; by default the configuration's (a relative path there is one in the course's folder).
     """
     folder = root if (root / "nbgrader_config.py").exists() else HERE
     config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
     if folder != root:
         config.CourseDirectory.db_url = f"sqlite:///{(root / 'grading' / 'gradebook.db').as_posix()}"
     config.CourseDirectory.root = str(root)
+    given = config.CourseDirectory.get("db_url", "")
+    if given.startswith("sqlite:///") and given != "sqlite:///":  # relative to the course, wherever we are
+        config.CourseDirectory.db_url = f"sqlite:///{(root / given.removeprefix('sqlite:///')).as_posix()}"
     if db_url:
         config.CourseDirectory.db_url = db_url
     return config
