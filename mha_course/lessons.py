@@ -5,6 +5,7 @@ A learner never works in ``notebooks/``, which git follows, but in copies under 
     work/01_one_head/01_one_head.ipynb   the learner's own
     work/.handed_out.json                for each file the hash of what was handed out
     work/progress.json                   which exercises are done
+    work/problems.txt                    what went wrong inside the course itself, if anything did
     work/backups/                        what ``mha-course reset`` replaced
 
 Nothing here imports torch: starting the course must not wait for it.
@@ -28,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HANDED_OUT = ".handed_out.json"
 PROGRESS = "progress.json"
+PROBLEMS = "problems.txt"
 STATUSES = ("borrowed", "quiz", "passed")  # a later one is never replaced by an earlier one
 
 
@@ -264,6 +266,20 @@ def record(name: str, status: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_problem(text: str) -> str | None:
+    """Write down what went wrong inside the course, in the learner's folder. Gives where, or ``None`` if nowhere."""
+    work = workspace()
+    if work is None:
+        return None
+    path = work / PROBLEMS
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M}  {text.rstrip()}\n\n")
+    except OSError:
+        return None
+    return f"{work.name}/{path.name}"
 
 
 def workspace() -> Path | None:

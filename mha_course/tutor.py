@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mha_course import exercises
 from mha_course.checking import Card, Exercise, LocalAnswer, Question, Report, as_html, as_text, examine
+from mha_course.checking.calls import Answer, Limited
 from mha_course.checking.examine import replace_name
+from mha_course.checking.kinds import DifferenceKind, Status
+from mha_course.checking.plain import clean, with_article
 from mha_course.checking.report import SIGNS
 
 
@@ -42,6 +49,10 @@ class NotYetWritten(CheckFailed):
     """There is no answer yet. Nothing is wrong."""
 
 
+class CheckBroken(CheckFailed):
+    """The check itself stumbled. Nothing is known about the answer."""
+
+
 class CannotCheck(TypeError):
     """`check` was called in a way that makes no sense; says what to write instead."""
 
@@ -62,6 +73,7 @@ def check(*answers: Any, **named: Any) -> None:
     Raises:
         NotYetWritten: there is nothing to check yet.
         CheckFailed: the answer is wrong; the message says how.
+        CheckBroken: the check itself stumbled; the reason is kept in the learner's folder.
         CannotCheck: no such exercise, or not something that can be checked.
     """
     jobs = [_identify(answer) for answer in answers] + list(named.items())
@@ -73,12 +85,15 @@ def check(*answers: Any, **named: Any) -> None:
         except KeyError as error:
             raise CannotCheck(error.args[0]) from None
         report = answer_question(item, answer) if isinstance(item, Question) else _examine(item, answer)
+        report = _kept(report)
         _show(report)
         _record(report)
-        graded = "NBGRADER_EXECUTION" in os.environ
-        if report.status in ("wrong", "not written") or (graded and report.status == "borrowed"):
-            error = NotYetWritten if report.status == "not written" else CheckFailed
-            raise error(report, shown=_rich()) from None
+        if report.status == Status.RIGHT or (report.status == Status.BORROWED and not _graded()):
+            continue
+        error = {Status.NOT_WRITTEN: NotYetWritten, Status.BROKEN: CheckBroken}.get(
+            report.status, CheckFailed
+        )
+        raise error(report, shown=_rich()) from None
 
 
 def instructor_seed() -> int:
@@ -114,87 +129,203 @@ def _identify(answer: Any) -> tuple[str, Any]:
 
 def _examine(exercise: Exercise, answer: Any) -> Report:
     if answer is NotImplemented or answer is Ellipsis or answer is None:
-        card = Card(
-            "not written",
-            exercise.name,
-            "not written yet.",
-            (f"Run the cell that defines {exercise.name} first.",),
-        )
-        return Report(exercise.name, "not written", card, "not written")
+        return _not_there(exercise)
     if not callable(answer):
         raise CannotCheck(
             f"{exercise.name} is a {type(answer).__name__}, not a function: was the name used for something else?"
         )
     if _module(answer).startswith("mha_course.reference"):
-        line = (
-            "That is the course's own: good to go on with. It is not counted as yours; come back to it later."
-        )
-        return Report(
-            exercise.name,
-            "borrowed",
-            Card("borrowed", exercise.name, "borrowed from the reference.", (line,)),
-        )
+        line = "That is the course's own, and fine to carry on with. It does not count as yours: come back to it later."
+        card = Card(Status.BORROWED, exercise.name, "borrowed from the reference.", (line,))
+        return Report(exercise.name, Status.BORROWED, card)
     seed = instructor_seed()
-    report = examine(exercise, LocalAnswer(answer), seed)
-    if report.status != "right" and exercise.builds_on:
-        return _look_below(exercise, answer, report, seed)
+    asked = Limited(LocalAnswer(answer), exercise.seconds)
+    report = examine(exercise, asked, seed)
+    if report.status in (Status.WRONG, Status.NOT_WRITTEN) and report.cause != DifferenceKind.TOO_SLOW:
+        report = _look_below(exercise, answer, asked, report, seed)
+    if (failed := cells.failed.get(exercise.name)) is not None:
+        note = f"this is about an earlier version of yours: the cell with the newest one did not run ({failed.short})."
+        report = replace(report, card=replace(report.card, notes=(note, *report.card.notes)))
     return report
 
 
 def _module(answer: Any) -> str:
-    return getattr(answer, "__module__", None) or ""
+    name = getattr(answer, "__module__", None)
+    return name if isinstance(name, str) else ""
 
 
-def _look_below(exercise: Exercise, answer: Callable[..., Any], report: Report, seed: int) -> Report:
-    """If the fault is in an earlier function of the learner's that this one calls, say so."""
-    for name in exercise.builds_on:
-        with replace_name(answer, name, exercises.find(name).reference) as own:
-            if own is None or _module(own).startswith("mha_course."):
-                continue
-            with_reference = examine(exercise, LocalAnswer(answer), seed, reference_allowed=True)
-        below = examine(exercises.find(name), LocalAnswer(own), seed)
-        if with_reference.status != "right" or below.status == "right":
-            continue
-        first = f"{exercise.name} itself is right: the fault is in {name}, which it calls."
-        card = Card(
-            "not written" if below.status == "not written" else "wrong",
-            exercise.name,
-            first,
-            (f"What check({name}) says: {below.card.headline}",),
-            below.card.grids,
-            below.card.grid_note,
-            below.card.cause,
-            below.card.hint,
-            below.card.code,
-        )
-        return Report(exercise.name, report.status, card, f"{name}: {below.cause}", named=below.named)
-    return report
+def _look_below(
+    exercise: Exercise, answer: Callable[..., Any], asked: Answer, report: Report, seed: int
+) -> Report:
+    """If the fault is in earlier functions of the learner's that this one calls, say so.
+
+    All of them are replaced together: a fault in one must not hide that this answer is right.
+    """
+    with contextlib.ExitStack() as stack:
+        own = {}
+        for name in exercise.builds_on:
+            found = stack.enter_context(replace_name(answer, name, exercises.find(name).reference))
+            if found is not None and not _module(found).startswith("mha_course."):
+                own[name] = found
+        alone = examine(exercise, asked, seed, reference_allowed=True) if own else report
+    if not own or alone.cause == DifferenceKind.TOO_SLOW:
+        return report
+    below = {
+        name: examine(exercises.find(name), LocalAnswer(function), seed) for name, function in own.items()
+    }
+    wrong = {
+        name: found for name, found in below.items() if found.status in (Status.WRONG, Status.NOT_WRITTEN)
+    }
+    if not wrong:
+        return report
+    names = " and ".join(wrong)
+    one = len(wrong) == 1
+    if alone.status != Status.RIGHT:
+        line = f"{names}, which it calls, {'is' if one else 'are'} not right either."
+        return replace(alone, card=replace(alone.card, lines=(*alone.card.lines, line)))
+    name, first = next(iter(wrong.items()))
+    card = replace(
+        first.card,
+        status=Status.NOT_WRITTEN if first.status == Status.NOT_WRITTEN else Status.WRONG,
+        title=exercise.name,
+        headline=f"{exercise.name} itself is right: the fault is in {names}, which it calls.",
+        lines=(f"What check({name}) says: {first.card.headline}", *first.card.lines),
+    )
+    return Report(exercise.name, report.status, card, f"{name}: {first.cause}", named=first.named)
 
 
 def answer_question(question: Question, answer: Any) -> Report:
     """The outcome for a multiple-choice answer: the letter of an option."""
-    if answer is ... or answer is None or answer is NotImplemented or answer == "":
-        card = Card(
-            "not written", question.name, "not answered yet.", (f"Options: {', '.join(question.why)}.",)
-        )
-        return Report(question.name, "not written", card, "not written")
-    letter = answer.strip().strip("().").lower() if isinstance(answer, str) else answer
+    if (
+        answer is ...
+        or answer is None
+        or answer is NotImplemented
+        or (isinstance(answer, str) and not answer)
+    ):
+        return _not_there(question)
+    letter = answer.strip().strip("().").lower() if isinstance(answer, str) else None
     if letter not in question.why:
         options = ", ".join(f'"{option}"' for option in question.why)
-        card = Card(
-            "wrong",
-            question.name,
-            f"{answer!r} is not one of the options.",
-            (f"Answer with one of {options}.",),
-        )
-        return Report(question.name, "wrong", card, "no such option")
+        given = repr(answer[:20]) if isinstance(answer, str) else with_article(type(answer).__name__)
+        headline = f"{given} is not one of the options."
+        card = Card(Status.WRONG, question.name, headline, (f"Answer with one of {options}.",))
+        return Report(question.name, Status.WRONG, card, "no such option")
     right = letter == question.right
-    status = "right" if right else "wrong"
+    status = Status.RIGHT if right else Status.WRONG
     headline = f"({letter}) is right." if right else f"({letter}) is not it."
     card = Card(status, question.name, headline, (question.why[letter],))
     return Report(
         question.name, status, card, "" if right else f"option {letter}", checked=1, named=not right
     )
+
+
+# ------------------------------------------------------------------------- answers that are not there
+
+
+@dataclass(frozen=True)
+class DidNotRun:
+    """A cell that raised before, or while, it defined something.
+
+    Args:
+        error: the exception's class ("SyntaxError").
+        says: what it says.
+        line: the number of the line in the cell, 0 where that is not known.
+        code: that line.
+    """
+
+    error: str
+    says: str
+    line: int = 0
+    code: str = ""
+
+    @property
+    def short(self) -> str:
+        return f"{self.error}, line {self.line}" if self.line else self.error
+
+
+class Cells:
+    """What became of the notebook's cells that define something, by the names they define.
+
+    Attributes:
+        failed: by name, why the last cell that would have defined it did not run to its end.
+        letter: the last cell was nothing but a letter in quotes: an answer that goes nowhere.
+    """
+
+    def __init__(self):
+        self.failed: dict[str, DidNotRun] = {}
+        self.letter = False
+
+    def note(self, source: str, error: BaseException | None) -> None:
+        """Take note of a cell that was run."""
+        source = source if isinstance(source, str) else ""
+        self.letter = bool(re.fullmatch(r"""(\s*#[^\n]*\n|\s)*["'][A-Za-z]["']\s*""", source))
+        failed = None if error is None or isinstance(error, CheckFailed) else _did_not_run(error, source)
+        for found in re.finditer(_DEFINES, source, re.MULTILINE):
+            line = source.count("\n", 0, found.start(1)) + 1
+            self.failed.pop(found[1], None)
+            if failed is not None and (isinstance(error, SyntaxError) or line >= failed.line):
+                self.failed[found[1]] = failed
+
+
+# The name that a line without indentation defines: def attend(…, class SingleHead:, why_scale = …
+_DEFINES = r"^(?:(?:async\s+)?def\s+|class\s+)?([^\W\d]\w*)\s*(?:\(|:|=(?!=))"
+
+
+def _did_not_run(error: BaseException, source: str) -> DidNotRun:
+    lines = source.splitlines()
+    number = error.lineno or 0 if isinstance(error, SyntaxError) else 0
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "<module>" and line <= len(lines):
+            number = line
+    says = error.msg if isinstance(error, SyntaxError) else str(error)
+    code = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return DidNotRun(type(error).__name__, " ".join(clean(says or "", 200).split()), number, clean(code, 100))
+
+
+cells = Cells()
+
+
+def _not_there(item: Exercise | Question) -> Report:
+    """There is no answer of that name. Why, as far as the notebook's cells tell."""
+    name, question = item.name, isinstance(item, Question)
+    code: tuple[tuple[str, int, str], ...] = ()
+    headline = f"not {'answered' if question else 'written'} yet."
+    if (failed := cells.failed.get(name)) is not None and failed.error != "NotImplementedError":
+        headline = "the cell above did not run."
+        lines = (f"{failed.error}: {failed.says}" if failed.says else failed.error,)
+        code = ((f"the cell of {name}", failed.line, failed.code),) if failed.line else ()
+        hint = "Put that line right, run the cell again, then this one."
+    elif question:
+        one = next(iter(item.why))
+        lines = (
+            f'Options: {", ".join(item.why)}. Write  {name} = "{one}"  (or another letter) in the cell above.',
+        )
+        if cells.letter:
+            lines = (
+                f'A letter alone is kept nowhere: give it the name, {name} = "{one}" (or another letter).',
+            )
+        hint = "Run that cell (Shift+Enter), then this one."
+    elif close := _sounds_like(name):
+        lines = (f"There is a {close}: is that your answer? This exercise wants the name {name}.",)
+        hint = "Correct the name, run its cell again, then this one."
+    else:
+        lines = (f"Run the cell that defines {name} first (Shift+Enter), then this one.",)
+        hint = ""
+    card = Card(Status.NOT_WRITTEN, name, headline, lines, hint=hint, code=code)
+    return Report(name, Status.NOT_WRITTEN, card, "did not run" if code else "not written")
+
+
+def _sounds_like(name: str) -> str:
+    """A function or class of the notebook's whose name is nearly this one; "" if there is none."""
+    shell = _shell()
+    own = getattr(shell, "user_ns", {})
+    names = [n for n, x in own.items() if isinstance(n, str) and callable(x) and not n.startswith("_")]
+    near = [n for n in difflib.get_close_matches(name, names, n=3, cutoff=0.8) if n not in _known_names()]
+    return near[0] if near else ""
+
+
+def _known_names() -> set[str]:
+    return {item.name for lesson in exercises.lessons() for item in (*lesson.exercises, *lesson.questions)}
 
 
 # ------------------------------------------------------------------------------------- showing
@@ -208,7 +339,11 @@ def _shell() -> Any:
 def _rich() -> bool:
     """In a notebook a card is drawn. For nbgrader and in a terminal it is text: both read that better."""
     shell = _shell()
-    return shell is not None and hasattr(shell, "kernel") and "NBGRADER_EXECUTION" not in os.environ
+    return shell is not None and hasattr(shell, "kernel") and not _graded()
+
+
+def _graded() -> bool:
+    return "NBGRADER_EXECUTION" in os.environ
 
 
 class _Shown:
@@ -224,21 +359,34 @@ def _show(report: Report) -> None:
         from IPython.display import display
 
         display(_Shown(report.card))
-    elif report.status == "right" or (report.status == "borrowed" and "NBGRADER_EXECUTION" not in os.environ):
+    elif report.status == Status.RIGHT or (report.status == Status.BORROWED and not _graded()):
         print(as_text(report.card))
 
 
 def _record(report: Report) -> None:
-    if report.status in ("right", "borrowed") and "NBGRADER_EXECUTION" not in os.environ:
+    if report.status in (Status.RIGHT, Status.BORROWED) and not _graded():
         from mha_course import lessons
 
-        lessons.record(report.name, "passed" if report.status == "right" else "borrowed")
+        lessons.record(report.name, "passed" if report.status == Status.RIGHT else "borrowed")
+
+
+def _kept(report: Report) -> Report:
+    """Where the check itself stumbled, write down why, for whoever is to mend it, and say where that is."""
+    if report.status != Status.BROKEN:
+        return report
+    from mha_course import lessons
+
+    where = lessons.keep_problem(f"check({report.name})\n{report.details['why']}")
+    if where is None:
+        return report
+    line = f"What happened is written down in {where}: send that along with your report."
+    return replace(report, card=replace(report.card, lines=(*report.card.lines, line)))
 
 
 def _kind_about_missing_names(
     shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: Any = None
 ) -> list[str]:
-    """A NameError for an exercise's name means: that cell has not been run."""
+    """A NameError for an exercise's name means: there is no answer yet."""
     name = getattr(error, "name", None)
     try:
         item = exercises.find(name) if name else None
@@ -248,14 +396,7 @@ def _kind_about_missing_names(
         lines = shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)
         shell._showtraceback(kind, error, lines)
         return lines
-    what = "answered" if isinstance(item, Question) else "written"
-    card = Card(
-        "not written",
-        name,
-        f"not {what} yet.",
-        (f"Run the cell that defines {name} first (Shift+Enter), then this one.",),
-    )
-    failed = NotYetWritten(Report(name, "not written", card, "not written"))
+    failed = NotYetWritten(_not_there(item))
     lines = failed._render_traceback_()
     shell._showtraceback(NotYetWritten, failed, lines)
     return lines
@@ -268,11 +409,17 @@ def _warm_up() -> None:
         import torch._subclasses.fake_tensor  # noqa: F401
 
 
+def _note_cell(result: Any) -> None:
+    with contextlib.suppress(Exception):  # never in the way of a learner's own cell
+        cells.note(result.info.raw_cell, result.error_before_exec or result.error_in_exec)
+
+
 def greet_notebook() -> None:
     """Once, on import in a notebook: be kind about names that are not defined yet, and get ready."""
     shell = _shell()
     if shell is None:
         return
+    shell.events.register("post_run_cell", _note_cell)
     if not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _kind_about_missing_names)
     if _rich():

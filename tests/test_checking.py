@@ -155,7 +155,7 @@ def test_grids_show_yours_beside_expected_and_mark_wrong_numbers_with_a_sign():
     report, text = told(one_wrong)
     assert text.count("✗") == 3  # the headline, the one number, the legend
     assert "yours" in text and "expected" in text and "output[1, …]" in text
-    assert "index 1 of the first dimension" in text
+    assert "index 1 along dim=0" in text
     assert max(map(len, as_text(report.card).splitlines())) <= 78
 
 

@@ -31,11 +31,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from . import callables, guards
 from .exercise import Draw, Named, Step
+from .kinds import FailureKind
+from .plain import Plain, clean
 
 OURS = tuple(
     str(Path(__file__).parents[1] / part)
     for part in ("checking", "reference", "tutor.py", "grading", "devices.py")
 )
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ELSEWHERE = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
@@ -77,15 +80,14 @@ class Failure:
     """An exception in the answer, as plain words.
 
     Args:
-        kind: "raised", "not written", "too slow", "parameters" (the state dict does not fit); on the
-            pretended GPU also "mixed" or "waits" (see `guards.device_mistake`), "attribute" (mixed, by a module's
-            plain attributes, which are the message) and "round trip" (to the CPU and back again).
+        kind: in what way.
         types: names of the exception's class and its bases.
-        message: what the exception says.
+        message: what the exception says; for ``ATTRIBUTE`` the names of the attributes, for ``SWITCHED_OFF`` what
+            was called.
         lines: the learner's own lines on the way to it, outermost first: (function, line number, code).
     """
 
-    kind: str
+    kind: FailureKind
     types: tuple[str, ...]
     message: str
     lines: tuple[tuple[str, int, str], ...] = ()
@@ -165,56 +167,74 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
 
     printed, used, sizes = io.StringIO(), [], guards.Sizes(call.largest)
     parameters: dict[str, Tensor] = {}
-    value, failure, made = None, None, _made(steps)
+    looked, made, stub = Plain(), _made(steps), False
+    value, failure, changed = None, None, ()
+    gradients, detached, gradient_error = {}, False, ""
     started = time.perf_counter()
-    with _quiet(printed) as caught, _seeded(call.seed), torch.enable_grad():
+    with _quiet(printed) as caught, _seeded(call.seed):
         try:
-            watched = guards.watching(call.forbidden, _allowed(call))
-            with time_limit(call.seconds), watched as used, sizes if call.largest else _nothing:
-                function = target
-                if call.construct is not None:
-                    function = _construct(target, call)
-                    if isinstance(function, torch.nn.Module):
-                        parameters = dict(function.named_parameters())
-                results = [
-                    _call(function, step.method, arguments, call, made)
-                    for step, arguments in zip(steps, live)
-                ]
-            value = results[0] if not isinstance(call.inputs, list) else results
+            with time_limit(call.seconds):
+                watched = guards.watching(call.forbidden, _allowed(call))
+                with watched as used, sizes if call.largest else _nothing:
+                    function = target
+                    if call.construct is not None:
+                        function = _construct(target, call)
+                        if isinstance(function, torch.nn.Module):
+                            parameters = dict(function.named_parameters())
+                    results = [
+                        _call(function, step.method, arguments, call, made)
+                        for step, arguments in zip(steps, live)
+                    ]
+                result = results if isinstance(call.inputs, list) else results[0]
+                stub = (result is None or result is ...) and _is_stub(target)
+                value = looked.of(result)
+                if call.gradients and _intact(live):
+                    gradients, detached, gradient_error = _gradients(
+                        looked.tensors, {**leaves, **parameters}, call.seed
+                    )
         except BaseException as error:  # whatever an answer raises is an observation, Ctrl-C apart
             if isinstance(error, KeyboardInterrupt):
                 raise
             failure = _failure(error)
         seconds = time.perf_counter() - started
-        if failure is None and call.gradients:
-            gradients, detached, gradient_error = _gradients(value, {**leaves, **parameters}, call.seed)
-        else:
-            gradients, detached, gradient_error = {}, False, ""
 
-    changed = tuple(
-        dict.fromkeys(
-            name
-            for before, after in zip(kept, live)
-            for name in before
-            if not all(map(_same, tree_leaves(before[name]), tree_leaves(after[name])))
+    with contextlib.suppress(
+        Exception
+    ):  # an input that can no longer be looked at was changed, as all its like
+        changed = tuple(
+            dict.fromkeys(name for before, after in zip(kept, live) for name in _changed(before, after))
         )
-    )
-    odd = {type(x).__name__ for x in tree_leaves(value) if isinstance(x, Tensor)} - {"Tensor", "Parameter"}
     return Observation(
-        value=tree_map(_plain, value),
+        value=value,
         gradients=gradients,
         detached=detached,
-        gradient_error=gradient_error,
+        gradient_error=clean(gradient_error, 500),
         changed=changed,
-        odd_types=tuple(sorted(odd)),
-        warnings=tuple(dict.fromkeys(str(w.message).strip() for w in caught)),
-        printed=printed.getvalue(),
+        odd_types=tuple(sorted(looked.subclasses)),
+        warnings=tuple(dict.fromkeys(clean(_words(w.message), 500).strip() for w in caught)),
+        printed=clean(printed.getvalue(), 10_000),
         used=tuple(used),
         too_large=sizes.too_large,
-        stub=(value is None or value is ...) and _is_stub(target),
+        stub=stub,
         failure=failure,
         seconds=seconds,
     )
+
+
+def _intact(live: list[dict[str, Any]]) -> bool:
+    """Whether the memory of all inputs is still there: torch's backward pass crashes where it is not."""
+    tensors = [x for x in tree_leaves(live) if isinstance(x, Tensor)]
+    return all(isinstance(Plain().of(x), Tensor) for x in tensors)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the inputs that were written into."""
+    return [name for name in before if not _same(before[name], after[name])]
+
+
+def _same(before: Any, after: Any) -> bool:
+    a, b = tree_leaves(before), tree_leaves(after)
+    return len(a) == len(b) and all(map(_same_leaf, a, b))
 
 
 def _allowed(call: Call) -> tuple[str, ...] | None:
@@ -263,7 +283,10 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
         there = f" It has {', '.join(extra)} instead." if extra else ""
         raise _ParametersDiffer(f"The module has no {', no '.join(missing)}.{there}")
     if extra:
-        raise _ParametersDiffer(f"The module has a parameter or buffer too many: {', '.join(extra)}.")
+        raise _ParametersDiffer(
+            f"The module has a parameter or buffer too many: {', '.join(extra)}. "
+            "If it is a buffer: one registered with `persistent=False` is not in the state dict."
+        )
     for name, tensor in state.items():
         if own[name].shape != tensor.shape:
             raise _ParametersDiffer(
@@ -293,36 +316,40 @@ def _keyword(arguments: Mapping[str, Any], keywords: tuple[str, ...]) -> dict[st
     return {name: value for name, value in arguments.items() if name in keywords}
 
 
-def _plain(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    with torch.no_grad():
-        return leaf.detach().as_subclass(Tensor)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if not isinstance(a, Tensor):
+def _same_leaf(before: Any, after: Any) -> bool:
+    """Whether an input is still what it was. Only tensors are looked at: nothing else is handed over by reference."""
+    if not isinstance(before, Tensor):
         return True
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+    after = Plain().of(after)
+    if not isinstance(after, Tensor) or before.shape != after.shape or before.dtype != after.dtype:
         return False
-    return a.device.type == "meta" or bool(((a == b.detach()) | (a != a)).all())
+    if before.device != after.device or before.device.type == "meta":
+        return before.device == after.device
+    before = before.detach()
+    return bool(((after == before) | (before != before)).all())
 
 
-def _gradients(value: Any, leaves: dict[str, Tensor], seed: int) -> tuple[dict, bool, str]:
-    """Gradients of a random weighted sum of all floating outputs."""
-    outputs = [x for x in tree_leaves(value) if isinstance(x, Tensor) and x.is_floating_point()]
+def _gradients(tensors: list[Tensor], leaves: dict[str, Tensor], seed: int) -> tuple[dict, bool, str]:
+    """Gradients of a random weighted sum of all floating tensors that were returned."""
+    outputs = [x for x in tensors if x.dtype in REAL]
     if not outputs or not leaves:
         return {}, False, ""
-    attached = [x for x in outputs if x.requires_grad]
-    if not attached:
+    if not any(x.requires_grad for x in outputs):
         return dict.fromkeys(leaves), True, ""
     draw = Draw(seed + 1)
-    total = sum((x * draw.normal(*x.shape, dtype=x.dtype).to(x.device)).sum() for x in outputs)
     try:
+        total = sum((x * draw.normal(*x.shape, dtype=x.dtype).to(x.device)).sum() for x in outputs)
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    except RuntimeError as error:
-        return {}, False, str(error).splitlines()[0]
-    return dict(zip(leaves, found)), False, ""
+    except Exception as error:
+        return {}, False, (_words(error).splitlines() or [type(error).__name__])[0]
+    return {name: _gradient(x) for name, x in zip(leaves, found)}, False, ""
+
+
+def _gradient(x: Tensor | None) -> Tensor | None:
+    if x is None:
+        return None
+    dense = Plain().of(x if x.layout == torch.strided else x.to_dense())
+    return dense if isinstance(dense, Tensor) else None
 
 
 # ------------------------------------------------------------------------------ one fake CUDA call
@@ -335,18 +362,17 @@ def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
             with time_limit(call.seconds):
                 function = target
                 if call.construct is not None:
-                    made = target(
+                    function = target(
                         *_positional(call.construct, call.keywords), **_keyword(call.construct, call.keywords)
                     )
-                    function = made
-                    if isinstance(made, torch.nn.Module):
+                    if isinstance(function, torch.nn.Module):
                         dtype = next(
                             (t.dtype for t in (call.state or {}).values() if t.is_floating_point()), None
                         )
                         guards.move_module(
-                            made, lambda x: to_gpu(x).to(dtype if x.is_floating_point() else x.dtype)
+                            function, lambda x: to_gpu(x).to(dtype if x.is_floating_point() else x.dtype)
                         )
-                        made.train(call.train)
+                        function.train(call.train)
                 results = []
                 for step in _steps(call):
                     arguments = tree_map(
@@ -357,32 +383,40 @@ def _observe_fake(target: Callable[..., Any], call: Call) -> Observation:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            kind = guards.device_mistake(error) or "raised"
-            attribute = kind == "mixed" and guards.left_behind(function)
-            failure = _failure(error, "attribute" if attribute else kind)
+            kind = guards.device_mistake(error) or FailureKind.RAISED
+            attribute = kind == FailureKind.MIXED and guards.left_behind(function)
+            failure = _failure(error, FailureKind.ATTRIBUTE if attribute else kind)
             if attribute:
                 failure = replace(failure, message=", ".join(attribute))
         places = tuple(x.device.type for x in tree_leaves(value) if isinstance(x, Tensor))
         if failure is None and to_gpu.copied_back and "cpu" not in places:
-            failure = Failure("round trip", ("RuntimeError",), "copied to the CPU and back")
+            failure = Failure(FailureKind.ROUND_TRIP, ("RuntimeError",), "copied to the CPU and back")
     return Observation(value=places, failure=failure)
 
 
 # ------------------------------------------------------------------------------------- failures
 
 
-def _failure(error: BaseException, kind: str = "raised") -> Failure:
-    if isinstance(error, NotImplementedError) and not str(error):
-        kind = "not written"
+def _failure(error: BaseException, kind: FailureKind = FailureKind.RAISED) -> Failure:
+    if isinstance(error, guards.SwitchedOff):
+        return Failure(FailureKind.SWITCHED_OFF, ("SwitchedOff", "RuntimeError"), clean(error.name, 100))
+    if isinstance(error, NotImplementedError) and not _words(error):
+        kind = FailureKind.NOT_WRITTEN
     elif isinstance(error, TooSlow):
-        kind = "too slow"
+        kind = FailureKind.TOO_SLOW
     elif isinstance(error, _ParametersDiffer):
-        kind = "parameters"
+        kind = FailureKind.PARAMETERS
     types = tuple(c.__name__ for c in type(error).__mro__ if c not in (object, builtins.BaseException))
-    message = str(error).split("\nException raised from")[0].strip()
-    if isinstance(error, KeyError) and error.args:
-        message = f"{error.args[0]!r}"
-    return Failure(kind, types, message, _own_lines(error))
+    message = clean(_words(error).split("\nException raised from")[0].strip(), 2000)
+    return Failure(kind, types or ("BaseException",), message, _own_lines(error))
+
+
+def _words(error: Any) -> str:
+    """What an exception or a warning says, as far as it can be asked."""
+    try:
+        return repr(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    except Exception:
+        return "(its message cannot be read)"
 
 
 def _own_lines(error: BaseException) -> tuple[tuple[str, int, str], ...]:
@@ -412,6 +446,31 @@ def _is_stub(target: Callable[..., Any]) -> bool:
 
 
 # ------------------------------------------------------------------------------- around a call
+
+
+class Limited:
+    """An answer that has so many seconds for all its calls together.
+
+    Args:
+        answer: the answer itself.
+        seconds: how many.
+    """
+
+    def __init__(self, answer: Answer, seconds: float):
+        self.answer, self.seconds, self.left = answer, seconds, seconds
+
+    def observe(self, call: Call) -> Observation:
+        """Make the call, if there is time left for it."""
+        says = f"stopped after {self.seconds:g} s"
+        if self.left <= 0:
+            return Observation(failure=Failure(FailureKind.TOO_SLOW, ("TimeoutError",), says))
+        started = time.monotonic()
+        seen = self.answer.observe(replace(call, seconds=min(call.seconds, self.left)))
+        self.left -= time.monotonic() - started
+        if seen.failure is not None and seen.failure.kind == FailureKind.TOO_SLOW:
+            self.left = 0.0
+            seen = replace(seen, failure=replace(seen.failure, message=says))
+        return seen
 
 
 class TooSlow(BaseException):
@@ -468,7 +527,7 @@ def _quiet(printed: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """A fixed global seed inside the block; the learner's own random numbers are not disturbed.
+    """A block with a fixed global seed; the learner's own random numbers are not disturbed.
 
     By the generator itself: `torch.manual_seed` also imports torch's compiler and queues work for a CUDA to come.
     """
@@ -476,7 +535,39 @@ def _seeded(seed: int) -> Iterator[None]:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     try:
-        yield
+        with usual_settings():
+            yield
     finally:
         torch.default_generator.set_state(torch_state)
         random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def usual_settings() -> Iterator[None]:
+    """A block with torch's usual settings, whatever a notebook has set; afterwards they are as they were before.
+
+    The default dtype and device, gradients on, no autocast, no inference mode. A mode that an answer enters and
+    does not leave ends with the block.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            depths = [count() for count, _ in _MODES]
+            try:
+                yield
+            finally:
+                torch.set_default_device(None)
+                for depth, (count, pop) in zip(depths, _MODES):
+                    while count() > depth:
+                        pop()
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+_MODES = (
+    (torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack),
+    (torch._C._len_torch_dispatch_stack, torch._C._pop_torch_dispatch_stack),
+)

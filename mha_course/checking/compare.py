@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from .calls import Observation
+from .kinds import DifferenceKind as Kind
+from .kinds import FailureKind
+from .plain import Odd, with_article
 
 # Largest difference allowed, relative to the largest expected number (at least 1). float64 carries the proof:
 # 1e-9 is far above rounding for the sizes used here and far below any mistake. The others are a few units in
@@ -28,22 +31,23 @@ class Difference:
     """One way in which an answer is not what was expected.
 
     Args:
-        kind: "raised", "not written", "too slow", "parameters", "structure", "type", "shape", "dtype",
-            "not finite", "values", "detached", "gradients", "changed", "subclass", "accepted".
+        kind: in what way.
         headline: the card's first line, after the exercise's name.
         details: further sentences.
         where: which returned thing, by name ("weights").
         seen, expected: the tensors or numbers to draw.
         tolerance: what was used.
+        rounding: the numbers differ by so little that drawing them shows nothing.
     """
 
-    kind: str
+    kind: Kind
     headline: str
     details: tuple[str, ...] = ()
     where: str = ""
     seen: Any = None
     expected: Any = None
     tolerance: float = 0.0
+    rounding: bool = False
 
 
 def tolerance_for(expected: Any, override: float | None) -> float:
@@ -66,11 +70,9 @@ def close(seen: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, Tensor) != isinstance(seen, Tensor):
         return False
     if isinstance(expected, Tensor):
-        return (
-            seen.shape == expected.shape
-            and seen.dtype == expected.dtype
-            and not bool(wrong_cells(seen, expected, tolerance).any())
-        )
+        alike = (seen.shape, seen.dtype, seen.device) == (expected.shape, expected.dtype, expected.device)
+        on_meta = expected.device.type == "meta"  # shapes without numbers
+        return alike and (on_meta or not bool(wrong_cells(seen, expected, tolerance).any()))
     if isinstance(expected, (int, float)) and isinstance(seen, (int, float)):
         if isinstance(expected, bool) != isinstance(seen, bool):
             return False
@@ -82,7 +84,7 @@ def close(seen: Any, expected: Any, tolerance: float) -> bool:
 
 def wrong_cells(seen: Tensor, expected: Tensor, tolerance: float) -> Tensor:
     """Which elements differ, a boolean tensor of the same shape."""
-    if not expected.dtype.is_floating_point and not expected.dtype.is_complex:
+    if not expected.dtype.is_floating_point:
         return seen != expected
     a, b = seen.double(), expected.double()
     same = (a == b) | (a.isnan() & b.isnan())
@@ -113,8 +115,13 @@ def difference(
     names: tuple[str, ...],
     tolerance: float | None,
     may_change: bool,
+    conduct: bool = True,
 ) -> Difference | None:
-    """The first thing that is wrong with an observation, in the order in which a tutor would mention it."""
+    """The first thing that is wrong with an observation, in the order in which a tutor would mention it.
+
+    Args:
+        conduct: look at gradients and memory as well as at what was returned.
+    """
     if seen.failure is not None:
         return _failed(seen)
     if expected.failure is not None:
@@ -122,7 +129,7 @@ def difference(
     if seen.changed and not may_change:
         listed = " and ".join(seen.changed)
         return Difference(
-            "changed",
+            Kind.CHANGED,
             f"your function changed its input {listed}.",
             (
                 "Whoever called it still needs those numbers. Operations that end in an underscore (`add_`), "
@@ -135,13 +142,13 @@ def difference(
         return found
     if _wrong_order(seen.value, expected.value, names, tolerance):
         return Difference(
-            "structure",
+            Kind.STRUCTURE,
             "the right things, returned in the wrong order.",
             (f"Expected {', then '.join(names)}.",),
         )
     if seen.odd_types:
         return Difference(
-            "subclass",
+            Kind.SUBCLASS,
             f"the result is a {' and a '.join(seen.odd_types)}, not a plain torch.Tensor.",
             ("Return an ordinary tensor: the next lesson's code relies on its behaviour.",),
         )
@@ -149,9 +156,11 @@ def difference(
         found = _leaf(name, a, b, tolerance)
         if found is not None:
             return found
+    if not conduct:
+        return None
     if seen.too_large:
         return Difference(
-            "too large",
+            Kind.TOO_LARGE,
             f"right numbers, and on the way a tensor of shape {seen.too_large}.",
             ("That is the size that this function is there to avoid: no tensor may grow with L · S.",),
         )
@@ -188,24 +197,19 @@ def same_behaviour(a: Observation, b: Observation, tolerance: float | None, name
 def _failed(seen: Observation) -> Difference:
     failure = seen.failure
     assert failure is not None
-    if failure.kind == "not written":
-        return Difference("not written", "not written yet.")
-    if failure.kind == "too slow":
+    if failure.kind == FailureKind.NOT_WRITTEN:
+        return Difference(Kind.NOT_WRITTEN, "not written yet.")
+    if failure.kind == FailureKind.TOO_SLOW:
         return Difference(
-            "too slow",
+            Kind.TOO_SLOW,
             f"{failure.message}.",
             ("The inputs are tiny, so a loop probably never ends: does its condition ever become false?",),
         )
-    if failure.kind == "parameters":
-        extra = "too many" in failure.message
-        kept_out = (
-            "If it is a buffer: one registered with `persistent=False` is not in the state dict.",
-        ) * extra
+    if failure.kind == FailureKind.PARAMETERS:
         headline = "the module's parameters are not the expected ones."
-        return Difference("parameters", headline, (failure.message, *kept_out))
-    return Difference(
-        "raised", f"your code raised {failure.types[0]}: {_short(failure.message)}", _explain(failure.message)
-    )
+        return Difference(Kind.PARAMETERS, headline, (failure.message,))
+    said = f": {_short(failure.message)}" if failure.message else ", without a word."
+    return Difference(Kind.RAISED, f"your code raised {failure.types[0]}{said}", _explain(failure.message))
 
 
 def _short(message: str, limit: int = 300) -> str:
@@ -273,50 +277,51 @@ def _kind(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if value is None:
         return "nothing (None)"
-    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+    return value.what if isinstance(value, Odd) else with_article(type(value).__name__)
 
 
-def _structure(seen: Any, expected: Any, names: tuple[str, ...]) -> Difference | None:
+def _structure(seen: Any, expected: Any, names: tuple[str, ...], whole: bool = True) -> Difference | None:
+    """What is wrong with what was returned (``whole``), or with one of the things in it, before any number is looked at."""
     wanted = f"{len(names)} things: {', '.join(names)}" if len(names) > 1 else names[0]
-    if seen is None and expected is not None:
+    if seen is None and expected is not None and whole:
         return Difference(
-            "structure",
+            Kind.STRUCTURE,
             "your function returned nothing.",
             ("Does it end with a `return`?", f"Expected: {wanted}."),
         )
+    what = "returned" if whole else f"{_named(names)} is"
     if isinstance(expected, (tuple, list)):
         if not isinstance(seen, (tuple, list)):
-            return Difference("structure", f"returned {_kind(seen)}.", (f"Expected {wanted}.",))
+            return Difference(Kind.STRUCTURE, f"{what} {_kind(seen)}.", (f"Expected {wanted}.",))
         if len(seen) != len(expected):
-            return Difference("structure", f"returned {len(seen)} things.", (f"Expected {wanted}.",))
+            return Difference(Kind.STRUCTURE, f"{what} {len(seen)} things.", (f"Expected {wanted}.",))
         for index, (a, b) in enumerate(zip(seen, expected)):
             name = (names[index],) if len(names) == len(expected) else (f"item {index}",)
-            if (found := _structure(a, b, name)) is not None:
+            if (found := _structure(a, b, name, whole=False)) is not None:
                 return found
         return None
     if isinstance(expected, dict):
         if not isinstance(seen, dict):
-            return Difference(
-                "structure", f"returned {_kind(seen)}.", (f"Expected a dict with {', '.join(expected)}.",)
-            )
+            listed = ", ".join(map(str, expected))
+            return Difference(Kind.STRUCTURE, f"{what} {_kind(seen)}.", (f"Expected a dict with {listed}.",))
         if missing := [key for key in expected if key not in seen]:
-            return Difference("structure", f"the dict has no {' and no '.join(map(str, missing))}.")
+            return Difference(Kind.STRUCTURE, f"the dict has no {' and no '.join(map(str, missing))}.")
         if extra := [key for key in seen if key not in expected]:
-            return Difference("structure", f"the dict has something too many: {', '.join(map(str, extra))}.")
-        return None
+            listed = ", ".join(map(str, extra[:4])) + (" …" if len(extra) > 4 else "")
+            return Difference(Kind.STRUCTURE, f"the dict has something too many: {listed:.200}.")
+        inside = (_structure(seen[key], expected[key], (str(key),), whole=False) for key in expected)
+        return next(filter(None, inside), None)
     if isinstance(seen, (tuple, list)):
-        return Difference("structure", f"returned {_kind(seen)}.", (f"Expected one thing: {wanted}.",))
+        return Difference(Kind.STRUCTURE, f"{what} {_kind(seen)}.", (f"Expected one thing: {wanted}.",))
     if isinstance(expected, Tensor) != isinstance(seen, Tensor):
-        article = (
-            _kind(expected) if isinstance(expected, Tensor) else f"{_kind(expected)} (a plain Python number)"
-        )
-        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {article}.",))
+        wanted = _kind(expected) + (" (a plain Python number)" if isinstance(expected, (int, float)) else "")
+        return Difference(Kind.TYPE, f"{_named(names)} is {_kind(seen)}.", (f"Expected {wanted}.",))
     if expected is None and seen is not None:
-        return Difference("type", f"{_named(names)} is {_kind(seen)}.", ("Expected None here.",))
+        return Difference(Kind.TYPE, f"{_named(names)} is {_kind(seen)}.", ("Expected None here.",))
     if isinstance(expected, (bool, str)) and type(seen) is not type(expected):
-        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
+        return Difference(Kind.TYPE, f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
     if isinstance(expected, (int, float)) and not isinstance(seen, (int, float)):
-        return Difference("type", f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
+        return Difference(Kind.TYPE, f"{_named(names)} is {_kind(seen)}.", (f"Expected {_kind(expected)}.",))
     return None
 
 
@@ -346,25 +351,30 @@ def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Differ
             return None
         details = ()
         if not isinstance(expected, (int, float)) or isinstance(expected, bool):
-            return Difference("values", f"{name} is {seen!s:.80}, expected {expected!s:.80}.", (), name)
+            return Difference(Kind.VALUES, f"{name} is {seen!s:.80}, expected {expected!s:.80}.", (), name)
         if isinstance(seen, float) and seen != seen:
             details = ("NaN: somewhere 0 was divided by 0, or ∞ met −∞.",)
-        return Difference("values", f"{name} is a wrong number.", details, name, seen, expected, tolerance)
+        return Difference(Kind.VALUES, f"{name} is a wrong number.", details, name, seen, expected, tolerance)
     if seen.shape != expected.shape:
         details = [f"{name} has shape {tuple(seen.shape)}, expected {tuple(expected.shape)}."]
-        if seen.dim() >= 2 and seen.shape == expected.mT.shape:
+        if seen.dim() >= 2 and seen.shape[:-2] + seen.shape[:-3:-1] == expected.shape:
             details.append("The last two sizes have changed places.")
-        return Difference("shape", f"{name} has the wrong shape.", tuple(details), name, seen, expected)
+        return Difference(Kind.SHAPE, f"{name} has the wrong shape.", tuple(details), name, seen, expected)
     if seen.device != expected.device:
-        return Difference("device", f"{name} is on {seen.device}, expected {expected.device}.", (), name)
+        return Difference(Kind.DEVICE, f"{name} is on {seen.device}, expected {expected.device}.", (), name)
+    if expected.device.type == "meta":  # shapes without numbers
+        same = seen.dtype == expected.dtype
+        return (
+            None
+            if same
+            else Difference(Kind.DTYPE, f"{name} is {_dtype(seen)}, expected {_dtype(expected)}.")
+        )
     tolerance = tolerance_for(expected, override)
     if seen.dtype != expected.dtype:
         return Difference(
-            "dtype",
+            Kind.DTYPE,
             f"{name} is {_dtype(seen)}, expected {_dtype(expected)}.",
-            (
-                "The result should have the inputs' dtype: compute in another if you like, and come back at the end.",
-            ),
+            (),
             name,
             seen,
             expected,
@@ -373,7 +383,7 @@ def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Differ
     if expected.dtype.is_floating_point and bool((seen.isnan() & ~expected.isnan()).any()):
         share = int((seen.isnan() & ~expected.isnan()).sum())
         return Difference(
-            "not finite",
+            Kind.NOT_FINITE,
             f"{name} has NaN in it ({share} of {seen.numel()} numbers).",
             ("NaN comes from ∞ − ∞, 0 · ∞ or 0 / 0. Which step can give that for these inputs?",),
             name,
@@ -384,10 +394,11 @@ def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Differ
     wrong = wrong_cells(seen, expected, tolerance)
     if not bool(wrong.any()):
         return None
-    insight = tuple(text for look in _INSIGHTS if (text := look(seen, expected, tolerance)))[:1]
-    return Difference(
-        "values", f"right shape, wrong values in {name}.", insight, name, seen, expected, tolerance
-    )
+    nearly = _nearly(seen, expected)
+    insight = next((text for look in _INSIGHTS if (text := look(seen, expected, tolerance))), None)
+    details = tuple(filter(None, [nearly or insight]))
+    headline = f"right shape, wrong values in {name}."
+    return Difference(Kind.VALUES, headline, details, name, seen, expected, tolerance, rounding=bool(nearly))
 
 
 def _dtype(x: Tensor) -> str:
@@ -436,13 +447,22 @@ def _inverted(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
     )
 
 
-def _nearly(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
+def _nearly(seen: Tensor, expected: Tensor) -> str | None:
+    """What a very small difference says about where it comes from."""
     if expected.dtype != torch.float64 or not bool(torch.isfinite(seen).all()):
         return None
-    gap = float((seen - expected).abs().max())
-    if not math.isfinite(gap) or gap > 1e-4 * max(1.0, float(expected.abs().max())):
+    gap = (seen - expected)[torch.isfinite(expected)]
+    largest = float(gap.abs().max()) if gap.numel() else math.inf
+    finite = expected[torch.isfinite(expected)]
+    if not largest <= 1e-4 * max(1.0, float(finite.abs().max()) if finite.numel() else 0.0):
         return None
-    return f"Very nearly right: the largest difference is {gap:.0e}. Is a part of it computed in float32?"
+    very = f"Very nearly right: the largest difference is {largest:.0e}"
+    zeros = gap[finite == 0]
+    if bool((zeros != 0).any()):  # rounding leaves a zero that is meant exactly
+        return f"{very}, and where exactly 0 is expected, yours is not. Is something closed that is only made small?"
+    if gap.numel() >= 8 and (bool((gap > 0).all()) or bool((gap < 0).all())):
+        return f"{very}, always to the same side. Is a small number added somewhere?"
+    return f"{very}. Is a part of it computed in float32?"
 
 
 def _one_part(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
@@ -456,14 +476,13 @@ def _one_part(seen: Tensor, expected: Tensor, tolerance: float) -> str | None:
         if 0 < int(bad.sum()) < bad.numel():
             places = bad.nonzero().flatten().tolist()
             shown = ", ".join(map(str, places[:6])) + ("…" if len(places) > 6 else "")
-            what = {0: "first"}.get(dim, "last" if dim == wrong.dim() - 1 else f"number {dim + 1}")
-            return f"Only some are wrong: index {shown} of the {what} dimension (size {bad.numel()}); the rest is right."
+            where = f"index {shown}" + (f" along dim={dim}" if wrong.dim() > 1 else "")
+            return f"Only some are wrong: {where} (of {bad.numel()}); the rest is right."
     return None
 
 
 _INSIGHTS: tuple[Callable[[Tensor, Tensor, float], str | None], ...] = (
     _inverted,
-    _nearly,
     _all_the_same,
     _transposed,
     _constant_factor,
@@ -477,7 +496,7 @@ def _gradients(seen: Observation, expected: Observation, override: float | None)
         return None
     if seen.detached:
         return Difference(
-            "detached",
+            Kind.DETACHED,
             "right numbers, but they are cut off from their inputs: nothing could learn through them.",
             (
                 "The result has no gradient. `.detach()`, `.data`, `.item()`, `torch.tensor(x)`, NumPy and "
@@ -486,7 +505,7 @@ def _gradients(seen: Observation, expected: Observation, override: float | None)
         )
     if seen.gradient_error:
         return Difference(
-            "gradients",
+            Kind.GRADIENTS,
             "right numbers, but the backward pass fails.",
             (
                 f"torch says: {_short(seen.gradient_error, 160)}",
@@ -497,11 +516,11 @@ def _gradients(seen: Observation, expected: Observation, override: float | None)
         a = seen.gradients.get(name)
         if b is None:
             continue
-        if a is None:
+        if not isinstance(a, Tensor):
             if not bool(b.any()):
                 continue
             return Difference(
-                "gradients",
+                Kind.GRADIENTS,
                 f"right numbers, but no gradient reaches {name}.",
                 (
                     "Somewhere on the way from it to the result the thread is cut (`detach`, `.data`, `no_grad`).",
@@ -513,7 +532,7 @@ def _gradients(seen: Observation, expected: Observation, override: float | None)
             continue
         if bool(a.isnan().any()):
             return Difference(
-                "gradients",
+                Kind.GRADIENTS,
                 f"right numbers, but the gradient of {name} is NaN.",
                 (
                     "A step that is finite forwards can be infinite backwards: look for √0, 0/0 or −∞ that is cut out afterwards.",
@@ -524,7 +543,7 @@ def _gradients(seen: Observation, expected: Observation, override: float | None)
                 tolerance,
             )
         return Difference(
-            "gradients",
+            Kind.GRADIENTS,
             f"right numbers, but the gradient of {name} is wrong.",
             ("A part of the computation is cut off from it, or counted twice.",),
             name,

@@ -66,10 +66,6 @@ def implementations(exercise: Exercise, misconception: Misconception) -> list[Ca
     """The runnable forms of one misconception."""
     found = [misconception.wrong] if misconception.wrong is not None else []
     if misconception.part is not None:
-        if exercise.assemble is None:
-            raise ValueError(
-                f"{exercise.name}: {misconception.id} has a part, but the exercise no `assemble`"
-            )
         found.append(exercise.assemble(**misconception.part))
     return [*found, *misconception.also]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import textwrap
 import time
+import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,10 +17,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from . import report as reporting
-from .calls import Answer, Call, LocalAnswer, Observation
+from .calls import Answer, Call, Limited, LocalAnswer, Observation, usual_settings
 from .compare import Difference, difference, leaves
 from .diagnose import Cause, Trial, candidates, diagnose, looked_at
 from .exercise import Case, Draw, Exercise, Step
+from .kinds import DifferenceKind as Kind
+from .kinds import FailureKind, Status
 from .report import Card, Report
 
 
@@ -43,9 +47,49 @@ def examine(
             answers give. Use one for each pair of seed and ``reference_allowed``.
 
     Returns:
-        a `Report`; nothing is printed or raised.
+        a `Report`; nothing is printed or raised. Where the check itself stumbles, its status is ``BROKEN``, and
+        ``details["why"]`` says how.
     """
     started = time.perf_counter()
+    try:
+        with usual_settings(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = _examine(exercise, answer, seed, reference_allowed, diagnosing, memory)
+    except Exception:  # a fault of ours: it must not look like one of the learner's
+        result = broken(exercise.name, traceback.format_exc())
+    seconds = time.perf_counter() - started
+    if result.status == Status.RIGHT:
+        card = replace(result.card, headline=f"{result.checked} things checked in {seconds:.2f} s")
+        result = replace(result, card=card)
+    return replace(result, seconds=seconds)
+
+
+def broken(name: str, why: str) -> Report:
+    """The outcome where the check itself stumbled: nothing is known about the answer.
+
+    Args:
+        why: for whoever mends the check.
+    """
+    lines = (
+        "Your answer may well be right. Go on with the next exercise.",
+        f"If you report this, the last words were: {' '.join(why.strip().splitlines()[-1:])[:200]}",
+    )
+    headline = "the check itself stumbled. The fault is the course's, not yours."
+    return Report(
+        name, Status.BROKEN, Card(Status.BROKEN, name, headline, lines), "broken", details={"why": why}
+    )
+
+
+def _examine(
+    exercise: Exercise,
+    answer: Answer,
+    seed: int,
+    reference_allowed: bool,
+    diagnosing: bool,
+    memory: dict | None,
+) -> Report:
+    if not isinstance(answer, Limited):
+        answer = Limited(answer, exercise.seconds)
     if not diagnosing:
         exercise = _without_misconceptions(exercise)
 
@@ -63,21 +107,14 @@ def examine(
     for trial in trials:
         observation = answer.observe(trial.call)
         seen.append(observation)
-        if observation.failure is not None and observation.failure.kind in (
-            "not written",
-            "too slow",
-            "parameters",
-        ):
-            break
-        if observation.stub:
+        if observation.stub or (observation.failure is not None and observation.failure.kind in _FINAL):
             break
     result = _judge(exercise, answer, trials, seen, seed, reference_allowed, trials_of, memory)
-    notes = _notes(seen)
-    card = replace(result.card, notes=(*result.card.notes, *notes))
-    seconds = time.perf_counter() - started
-    if result.status == "right":
-        card = replace(card, headline=f"{result.checked} things checked in {seconds:.2f} s")
-    return replace(result, card=card, seconds=seconds)
+    return replace(result, card=replace(result.card, notes=(*result.card.notes, *_notes(seen))))
+
+
+# After these, no other case can tell more.
+_FINAL = (FailureKind.NOT_WRITTEN, FailureKind.TOO_SLOW, FailureKind.PARAMETERS, FailureKind.SWITCHED_OFF)
 
 
 def _without_misconceptions(exercise: Exercise) -> Exercise:
@@ -211,87 +248,119 @@ def _judge(
     trials_of: Callable[[int], list[Trial]],
     memory: dict | None,
 ) -> Report:
-    if stopped := _unwritten(exercise, seen):
+    if stopped := _unwritten(exercise, seen) or _borrowed(exercise, seen):
         return stopped
-    if used := [name for observation in seen for name in observation.used]:
+    if used := [name for observation in seen for name in _used(observation)]:
         return _forbidden(exercise, used[0], trials, seen)
-    checked = 0
-    for index, (trial, observation) in enumerate(zip(trials, seen)):
-        found = compare_trial(exercise, trial, observation)
-        if found is not None:
-            return _wrong(exercise, answer, trials, seen, index, found, trials_of, memory)
+    # What is returned, in every case, before how it came about in any: gradients of wrong numbers say nothing.
+    for conduct in (False, True):
+        for index, (trial, observation) in enumerate(zip(trials, seen)):
+            found = compare_trial(exercise, trial, observation, conduct)
+            if found is not None:
+                return _wrong(exercise, answer, trials, seen, index, found, trials_of, memory)
+    checked = len(exercise.forbidden)
+    for trial, observation in zip(trials, seen):
         checked += 2 + 3 * len(leaves(observation.value, exercise.returns)) + len(trial.expected.gradients)
     if exercise.device_safe:
         on_device = _device(exercise, answer, seed, reference_allowed)
         if isinstance(on_device, Report):
             return on_device
         checked += on_device
-    checked += len(exercise.forbidden)
-    return Report(exercise.name, "right", Card("right", exercise.name, ""), checked=checked)
+    return Report(exercise.name, Status.RIGHT, Card(Status.RIGHT, exercise.name, ""), checked=checked)
+
+
+def _used(seen: Observation) -> tuple[str, ...]:
+    """Names of what an answer called that it should write."""
+    off = seen.failure is not None and seen.failure.kind == FailureKind.SWITCHED_OFF
+    return (*seen.used, seen.failure.message) if off else seen.used
+
+
+def _borrowed(exercise: Exercise, seen: list[Observation]) -> Report | None:
+    failure = seen[-1].failure
+    if (
+        failure is None
+        or failure.kind != FailureKind.SWITCHED_OFF
+        or not failure.message.startswith("mha_course.")
+    ):
+        return None
+    line = "Going on with the course's own is fine for learning. It is not counted as yours."
+    card = Card(Status.WRONG, exercise.name, "borrowed from the reference.", (line,))
+    return Report(exercise.name, Status.WRONG, card, "borrowed")
 
 
 METHODS = {"__call__": "your function", "__len__": "len(…)"}
 
 
-def compare_trial(exercise: Exercise, trial: Trial, seen: Observation) -> Difference | None:
-    """The first difference between what an answer gave in one case and what the reference gave."""
+def compare_trial(
+    exercise: Exercise, trial: Trial, seen: Observation, conduct: bool = True
+) -> Difference | None:
+    """The first difference between what an answer gave in one case and what the reference gave.
+
+    Args:
+        conduct: look at gradients and memory as well as at what was returned.
+    """
     case, expected = trial.case, trial.expected
     if case.raises:
-        wanted = " or ".join(kind.__name__ for kind in case.raises)
-        if seen.failure is None:
-            return Difference(
-                "accepted",
-                "accepted something that it should refuse.",
-                (
-                    f"{_capital(case.name)}: raise a {wanted} here that says what is wrong, instead of carrying on.",
-                ),
-            )
-        if not {kind.__name__ for kind in case.raises} & set(seen.failure.types):
-            return Difference(
-                "accepted",
-                f"raised {seen.failure.types[0]}, expected {wanted}.",
-                (f"{_capital(case.name)}: refuse it yourself, before torch stumbles over it.",),
-            )
-        return None
+        return _not_refused(case, seen)
     looked = looked_at(trial, seen)
     if looked is seen:
         if isinstance(trial.call.inputs, list) and seen.failure is None:
-            return _first_wrong_step(exercise, trial, seen)
-        return difference(seen, expected, exercise.returns, case.tolerance, exercise.may_change_inputs)
-    expected = looked_at(trial, expected)
-    names = tuple(looked.value) if isinstance(looked.value, dict) else exercise.returns
-    return difference(looked, expected, names, case.tolerance, exercise.may_change_inputs)
+            return _first_wrong_step(exercise, trial, seen, conduct)
+        names = exercise.returns
+    else:
+        expected = looked_at(trial, expected)
+        names = tuple(looked.value) if isinstance(looked.value, dict) else exercise.returns
+    return difference(looked, expected, names, case.tolerance, exercise.may_change_inputs, conduct)
 
 
-def _first_wrong_step(exercise: Exercise, trial: Trial, seen: Observation) -> Difference | None:
+def _not_refused(case: Case, seen: Observation) -> Difference | None:
+    """What is wrong with the answer to an input that should be refused."""
+    wanted = " or ".join(kind.__name__ for kind in case.raises)
+    if seen.failure is None:
+        line = (
+            f"{_capital(case.name)}: raise a {wanted} here that says what is wrong, instead of carrying on."
+        )
+        return Difference(Kind.ACCEPTED, "accepted something that it should refuse.", (line,))
+    if {kind.__name__ for kind in case.raises} & set(seen.failure.types):
+        return None
+    line = "refuse it yourself, before torch stumbles over it."
+    if seen.failure.types[0] == "AssertionError":
+        line = f"you do refuse it, but an `assert` is skipped when Python runs with -O. Raise a {wanted}."
+    headline = f"raised {seen.failure.types[0]}, expected {wanted}."
+    return Difference(Kind.ACCEPTED, headline, (f"{_capital(case.name)}: {line}",))
+
+
+def _first_wrong_step(
+    exercise: Exercise, trial: Trial, seen: Observation, conduct: bool
+) -> Difference | None:
     """Several calls of one object: the first whose result differs, and which one that was."""
     steps = trial.call.inputs
-    for number, (step, a, b) in enumerate(zip(steps, seen.value, trial.expected.value), start=1):
+    tolerance, may_change = trial.case.tolerance, exercise.may_change_inputs
+    given = seen.value if isinstance(seen.value, list) else []
+    for number, (step, a, b) in enumerate(zip(steps, given, trial.expected.value), start=1):
         whole = isinstance(b, (tuple, list)) or len(exercise.returns) == 1
         names = exercise.returns if whole else (METHODS.get(step.method, step.method),)
         seen_here = replace(seen, value=a, gradients={}, detached=False, gradient_error="")
         expected_here = replace(trial.expected, value=b, gradients={})
-        found = difference(seen_here, expected_here, names, trial.case.tolerance, exercise.may_change_inputs)
+        found = difference(seen_here, expected_here, names, tolerance, may_change, conduct)
         if found is not None:
             alike = [i for i, other in enumerate(steps, start=1) if other.method == step.method]
             which = f"{METHODS.get(step.method, step.method)}, call {alike.index(number) + 1} of {len(alike)}"
             return replace(found, details=(*found.details, f"That was {which}."))
-    return difference(
-        seen, trial.expected, exercise.returns, trial.case.tolerance, exercise.may_change_inputs
-    )
+    return difference(seen, trial.expected, exercise.returns, tolerance, may_change, conduct)
 
 
 def _unwritten(exercise: Exercise, seen: list[Observation]) -> Report | None:
     last = seen[-1]
-    if last.stub or (last.failure is not None and last.failure.kind == "not written"):
+    if last.stub or (last.failure is not None and last.failure.kind == FailureKind.NOT_WRITTEN):
         where = (
             last.failure.lines[-1][0] if last.failure is not None and last.failure.lines else exercise.name
         )
         line = f"Write {exercise.name} in the cell above and run that cell, then this one."
         if where in exercise.builds_on:
             line = f"It calls {where}, which is not written yet: that one comes first."
-        card = Card("not written", exercise.name, "not written yet.", (line,))
-        return Report(exercise.name, "not written", card, "not written")
+        card = Card(Status.NOT_WRITTEN, exercise.name, "not written yet.", (line,))
+        return Report(exercise.name, Status.NOT_WRITTEN, card, "not written")
     return None
 
 
@@ -311,13 +380,13 @@ def _forbidden(exercise: Exercise, name: str, trials: list[Trial], seen: list[Ob
             cause = found.id
             break
     card = Card(
-        "wrong",
+        Status.WRONG,
         exercise.name,
         "uses a ready-made part.",
         lines,
         hint=f"Hint 1 of exercise {exercise.number} says where to start.",
     )
-    return Report(exercise.name, "wrong", card, cause, named=cause != "forbidden")
+    return Report(exercise.name, Status.WRONG, card, cause, named=cause != "forbidden")
 
 
 def _wrong(
@@ -330,66 +399,127 @@ def _wrong(
     trials_of: Callable[[int], list[Trial]],
     memory: dict | None,
 ) -> Report:
-    trial, observation = trials[index], seen[index]
     cause: Cause | None = None
-    if found.kind != "too slow":
-        cause = diagnose(
-            exercise,
-            trials[: len(seen)],
-            seen,
-            index,
-            trials_of,
-            answer,
-            memory,
-        )
-    card = _card(exercise, trial, observation, found, cause)
-    return Report(exercise.name, "wrong", card, cause.id if cause else found.kind, named=cause is not None)
+    if found.kind != Kind.TOO_SLOW:
+        cause = diagnose(exercise, trials[: len(seen)], seen, index, trials_of, answer, memory)
+    card = _card(exercise, trials, seen, index, found, cause)
+    name = cause.id if cause else found.kind
+    return Report(exercise.name, Status.WRONG, card, name, named=cause is not None)
 
 
 def _card(
-    exercise: Exercise, trial: Trial, seen: Observation, found: Difference, cause: Cause | None
+    exercise: Exercise,
+    trials: list[Trial],
+    seen: list[Observation],
+    index: int,
+    found: Difference,
+    cause: Cause | None,
 ) -> Card:
-    drawn, note = (), ""
-    lines = []
-    if found.kind in ("values", "not finite", "gradients", "shape") and found.seen is not None:
-        if not any(isinstance(x, Tensor) and x.dim() for x in (found.seen, found.expected)):
-            lines.append(f"Yours: {_scalar(found.seen)}. Expected: {_scalar(found.expected)}.")
-        else:
-            if not any(detail.startswith("Very nearly") for detail in found.details):
-                drawn, note = reporting.grids(found.seen, found.expected, found.tolerance)
-            what = f"the gradient of {found.where}" if found.kind == "gradients" else found.where
-            note = f"{what}{note}" if note.startswith("[") else ", ".join(filter(None, (what, note)))
-    hint = ""
+    trial, observation = trials[index], seen[index]
+    lines = [*found.details, *_about_the_dtype(found, trial)]
+    numbers, grids, note = _numbers(found)
     if cause is not None:
         says = "\n".join(m.says for m in cause.misconceptions)
         number = next((m.hint for m in cause.misconceptions if m.hint), None)
-        hint = (
-            f"Open hint {number} of exercise {exercise.number}."
-            if number
-            else f"The hints of exercise {exercise.number} lead on."
-        )
-        if found.kind == "shape":
-            lines += found.details[:1]
+        lines = lines[:1] if found.kind == Kind.SHAPE else []
     else:
-        says = ""
-        for rule in exercise.properties:
-            try:
-                sentence = rule.fails(trial.call.inputs, seen.value) if seen.failure is None else None
-            except Exception:  # a property that cannot be computed for this answer has nothing to say
-                sentence = None
-            if sentence:
-                says = sentence
-                hint = f"Open hint {rule.hint} of exercise {exercise.number}." if rule.hint else ""
-                break
-        lines += found.details
-        hint = hint or f"The hints of exercise {exercise.number} lead on."
-    where = f"Tried with {_inputs(trial)} ({trial.case.name})."
-    code = seen.failure.lines if seen.failure is not None and found.kind == "raised" else ()
-    return Card("wrong", exercise.name, found.headline, (*lines, where), drawn, note, says, hint, code)
+        says, number = _broken_property(exercise, trial, observation, found)
+    if number:
+        step = f"Open hint {number} of exercise {exercise.number}."
+    elif says:
+        step = f"If that does not help, open hint 1 of exercise {exercise.number}."
+    else:
+        step = _next_step(exercise, trials, seen, index, found)
+    code = ()
+    if observation.failure is not None and found.kind in (Kind.RAISED, Kind.TOO_SLOW):
+        code = observation.failure.lines
+    return Card(
+        Status.WRONG,
+        exercise.name,
+        found.headline,
+        tuple(lines),
+        grids,
+        note,
+        says,
+        step,
+        code,
+        numbers=numbers,
+        tried=f"Tried with {_inputs(trial)} ({trial.case.name}).",
+    )
 
 
-def _scalar(value: Any) -> str:
-    return reporting.number(value.item() if isinstance(value, Tensor) else value, 4)
+def _numbers(found: Difference) -> tuple[str, tuple[reporting.Grid, ...], str]:
+    """Yours and expected: in a line, or as two grids and what they show."""
+    if found.kind not in (Kind.VALUES, Kind.NOT_FINITE, Kind.GRADIENTS, Kind.SHAPE) or found.seen is None:
+        return "", (), ""
+    if not any(isinstance(x, Tensor) and x.dim() for x in (found.seen, found.expected)):
+        yours, expected = reporting.pair(_item(found.seen), _item(found.expected), 4)
+        return f"Yours: {yours}. Expected: {expected}.", (), ""
+    if found.rounding:
+        return "", (), ""
+    what = f"the gradient of {found.where}" if found.kind == Kind.GRADIENTS else found.where
+    return "", *reporting.grids(found.seen, found.expected, found.tolerance, what)
+
+
+def _item(value: Any) -> Any:
+    return (
+        value.item()
+        if isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu"
+        else value
+    )
+
+
+def _about_the_dtype(found: Difference, trial: Trial) -> tuple[str, ...]:
+    """Where the expected dtype comes from."""
+    if found.kind != Kind.DTYPE or not isinstance(found.expected, Tensor):
+        return ()
+    expected = found.expected.dtype
+    if expected == torch.bool:
+        return ("A mask is made of True and False: a comparison gives that, as does `dtype=torch.bool`.",)
+    inputs = tree_leaves(trial.call.inputs if isinstance(trial.call.inputs, Mapping) else {})
+    if any(isinstance(x, Tensor) and x.dtype == expected for x in inputs):
+        return (
+            "The result should have the inputs' dtype: compute in another if you like, and come back at the end.",
+        )
+    if any(x == expected for x in inputs if isinstance(x, torch.dtype)):
+        return ("Which dtype it should have is one of the arguments.",)
+    return ()
+
+
+def _broken_property(
+    exercise: Exercise, trial: Trial, seen: Observation, found: Difference
+) -> tuple[str, int | None]:
+    """What every right answer has and this one lacks, and which hint helps. Asked only about what can be compared."""
+    for rule in exercise.properties:
+        if found.kind not in rule.about or seen.failure is not None:
+            continue
+        with contextlib.suppress(Exception):  # one that cannot be computed for this answer has nothing to say
+            if sentence := rule.fails(trial.call.inputs, seen.value):
+                return sentence, rule.hint
+    return "", None
+
+
+def _next_step(
+    exercise: Exercise, trials: list[Trial], seen: list[Observation], index: int, found: Difference
+) -> str:
+    """What to do next where nothing explains the answer."""
+    first = f"hint 1 of exercise {exercise.number}"
+    if found.kind == Kind.RAISED:
+        return f"Print what goes into that line, shapes above all. Then {first}."
+    if found.kind in (Kind.SHAPE, Kind.STRUCTURE, Kind.TYPE):
+        return f"Print `.shape` after each of your lines: which is the first that you did not expect? Then {first}."
+    if found.kind not in (Kind.VALUES, Kind.NOT_FINITE):
+        return f"If that does not help, open {first}."
+    right = [
+        f"“{trial.case.name}”"
+        for trial, observation in zip(trials, seen)
+        if compare_trial(exercise, trial, observation, conduct=False) is None
+    ]
+    if right:
+        return (
+            f"It is right for {' and '.join(right[:2])}. What is different about these inputs? Then {first}."
+        )
+    return f"Work out one row by hand, and print yours beside it, step by step. Then {first}."
 
 
 def _inputs(trial: Trial) -> str:
@@ -468,23 +598,23 @@ def replace_name(answer: Callable[..., Any], name: str, stand_in: Any) -> Iterat
 # -------------------------------------------------------------------------------------- devices
 
 _DEVICE = {
-    "mixed": (
+    FailureKind.MIXED: (
         "right on the CPU; on a GPU it would stop.",
         "A tensor made inside your code stays on the CPU while the inputs are on the GPU. "
         "Whatever you make (`torch.zeros`, `torch.ones`, `torch.arange`, `torch.tensor`) needs `device=` of an input; "
         "in a module, make it a buffer.",
     ),
-    "waits": (
+    FailureKind.WAITS: (
         "right on the CPU; on a GPU it would make everything wait.",
         "Your code asks for the value of a number (`.item()`, `float(…)`, `if tensor:`, `.tolist()`, NumPy). "
         "On a GPU that stops Python until all work before it is done. Stay with tensors.",
     ),
-    "attribute": (
+    FailureKind.ATTRIBUTE: (
         "right on the CPU; on a GPU it would stop.",
         "`module.to(device)` moves parameters and buffers. A tensor kept as a plain attribute (`self.mask = …`) stays "
         "where it was made, on the CPU, and meets inputs that are on the GPU. Register it as a buffer.",
     ),
-    "round trip": (
+    FailureKind.ROUND_TRIP: (
         "right on the CPU; on a GPU it would make everything wait.",
         'Your code brings numbers back from the GPU to the CPU in the middle of the work (`.cpu()`, `.to("cpu")`). '
         "Python stops there until all work before it is done, and then the copy has to travel. Stay on the device.",
@@ -523,9 +653,9 @@ def _device(exercise: Exercise, answer: Answer, seed: int, reference_allowed: bo
         return found
     kind, seen, trial = found
     headline, says = _DEVICE[kind]
-    if kind == "attribute":
+    if kind == FailureKind.ATTRIBUTE:
         says = says.replace("self.mask", f"self.{seen.failure.message.split(', ')[0]}")
-    cause, named, hint = "device", False, f"The hints of exercise {exercise.number} lead on."
+    cause, named, hint = "device", False, f"If that does not help, open hint 1 of exercise {exercise.number}."
     trials = prepare(exercise, seed, True)
     for candidate, wrong in candidates(exercise):
         if len(candidate.misconceptions) > 1:
@@ -543,13 +673,6 @@ def _device(exercise: Exercise, answer: Answer, seed: int, reference_allowed: bo
                 hint = f"Open hint {candidate.misconceptions[0].hint} of exercise {exercise.number}."
             break
     code = seen.failure.lines[-1:] if seen.failure is not None else ()
-    card = Card(
-        "wrong",
-        exercise.name,
-        headline,
-        (f"Tried with {_inputs(trial)} on a pretended GPU.",),
-        cause=says,
-        hint=hint,
-        code=code,
-    )
-    return Report(exercise.name, "wrong", card, cause, named=named)
+    tried = f"Tried with {_inputs(trial)} on a pretended GPU."
+    card = Card(Status.WRONG, exercise.name, headline, cause=says, hint=hint, code=code, tried=tried)
+    return Report(exercise.name, Status.WRONG, card, cause, named=named)

@@ -1,5 +1,8 @@
 """How an exercise is declared: plain data, no behaviour of its own.
 
+A declaration with a mistake in it (a misconception without code, a hint that is not there, a group that nobody has
+forbidden) fails when its file is imported, by name: never in front of a learner.
+
 An exercise names its reference answer, the cases both answers are called on, and the
 misconceptions that are worth recognising. Everything that happens with it (calling,
 comparing, diagnosing, reporting) lives in the other files of this package.
@@ -7,12 +10,34 @@ comparing, diagnosing, reporting) lives in the other files of this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .kinds import DifferenceKind
+
+
+class DeclarationError(ValueError):
+    """A mistake in the declaration of an exercise."""
+
+
+def _demand(holds: bool, whose: str, says: str) -> None:
+    if not holds:
+        raise DeclarationError(f"{whose}: {says}")
+
+
+def _demand_once(names: Iterable[str], whose: str, what: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    _demand(not twice, whose, f"two {what} are called {' and '.join(map(repr, twice))}")
+
+
+HINTS = (None, 1, 2, 3)
 
 
 class Draw:
@@ -96,7 +121,6 @@ class Case:
         requires_grad: names of the inputs that gradients are asked for; ``None``: all floating ones.
         on_gpu: try it on the pretended GPU, too. False where another case leads along the same way.
         largest: takes the inputs, gives how many numbers the largest tensor may have that the answer makes.
-        seed_matters: the answer draws random numbers itself: it is run under a fixed global seed.
     """
 
     name: str
@@ -137,6 +161,15 @@ class Misconception:
     hint: int | None = None
     also: tuple[Callable[..., Any], ...] = ()
 
+    def __post_init__(self):
+        whose = f"misconception {self.id!r}"
+        _demand(bool(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id)), whose, "an id is in kebab-case")
+        _demand(bool(self.says.strip()), whose, "it says nothing")
+        forms = (self.wrong, *self.also)
+        _demand(bool(self.wrong or self.part or self.also), whose, "it has no code: give `wrong` or `part`")
+        _demand(all(callable(form) for form in forms if form is not None), whose, "its code cannot be called")
+        _demand(self.hint in HINTS, whose, f"there is no hint {self.hint}, only 1, 2 and 3")
+
 
 @dataclass(frozen=True)
 class Property:
@@ -146,11 +179,20 @@ class Property:
         fails: takes ``(inputs, value)`` of the *learner's* call, gives a sentence saying how the
             property is broken, or ``None`` where it holds. May raise: then it has nothing to say.
         hint: number of the hint to open.
+        about: the kinds of difference that it may speak about. By default it is asked only where everything
+            returned has the right shape and dtype, no NaN, and numbers that are wrong.
     """
 
     name: str
     fails: Callable[[Mapping[str, Any], Any], str | None]
     hint: int | None = None
+    about: tuple[DifferenceKind, ...] = (DifferenceKind.VALUES,)
+
+    def __post_init__(self):
+        whose = f"property {self.name!r}"
+        _demand(callable(self.fails), whose, "`fails` is no function")
+        _demand(self.hint in HINTS, whose, f"there is no hint {self.hint}, only 1, 2 and 3")
+        _demand(bool(self.about), whose, "it is about nothing: it would never speak")
 
 
 @dataclass(frozen=True)
@@ -185,7 +227,7 @@ class Exercise:
         fill: gives a module's parameters their values, ``(module, draw)``; the default draws all
             of them at random, biases included.
         assemble: builds an implementation from named parts, for `Misconception.part`.
-        seconds: time after which one call is stopped.
+        seconds: how long all calls of one check may take together.
     """
 
     name: str
@@ -207,6 +249,33 @@ class Exercise:
     assemble: Callable[..., Callable[..., Any]] | None = None
     seconds: float = 10.0
 
+    def __post_init__(self):
+        whose = f"exercise {self.name!r}"
+        _demand(bool(re.fullmatch(r"\d+\.\d+", self.number)), whose, f"{self.number!r} is no number like 1.3")
+        _demand(bool(self.returns), whose, "it does not say what is returned")
+        _demand(bool(self.cases), whose, "it has no case")
+        _demand(self.seconds > 0, whose, "it has no time")
+        _demand(self.name not in self.builds_on, whose, "it builds on itself")
+        _demand_once((case.name for case in self.cases), whose, "cases")
+        _demand_once((mistake.id for mistake in self.misconceptions), whose, "misconceptions")
+        _demand_once((style.name for style in self.styles), whose, "styles")
+        from .guards import FORBIDDEN
+
+        unknown = sorted(set(self.forbidden) - set(FORBIDDEN))
+        _demand(
+            not unknown, whose, f"nothing is known as {unknown}; forbidden can be: {', '.join(FORBIDDEN)}"
+        )
+        parts = _parts(self.assemble)
+        for mistake in self.misconceptions:
+            strange = [part for part in mistake.part or () if parts is not None and part not in parts]
+            _demand(not strange, whose, f"{mistake.id!r}: `assemble` has no part {' and '.join(strange)}")
+
+
+def _parts(assemble: Callable[..., Any] | None) -> tuple[str, ...] | None:
+    """Names of the parts that `Exercise.assemble` takes; none where there is none, ``None`` where it takes any."""
+    taken = inspect.signature(assemble).parameters if assemble is not None else {}
+    return None if any(p.kind is p.VAR_KEYWORD for p in taken.values()) else tuple(taken)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -224,6 +293,9 @@ class Question:
     right: str
     why: Mapping[str, str]
 
+    def __post_init__(self):
+        _demand(self.right in self.why, f"question {self.name!r}", f"there is no option {self.right!r}")
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -238,6 +310,11 @@ class Lesson:
     title: str
     exercises: tuple[Exercise, ...] = field(default=())
     questions: tuple[Question, ...] = field(default=())
+
+    def __post_init__(self):
+        items = [*self.exercises, *self.questions]
+        _demand_once((item.name for item in items), f"lesson {self.folder!r}", "exercises or questions")
+        _demand_once((exercise.number for exercise in self.exercises), f"lesson {self.folder!r}", "exercises")
 
     @property
     def number(self) -> str:

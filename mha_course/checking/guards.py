@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .kinds import FailureKind
+
 REFERENCE_FOLDER = str(Path(__file__).parents[1] / "reference")
 OURS = (REFERENCE_FOLDER, str(Path(__file__).with_name("callables.py")))
 
@@ -37,6 +39,18 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     ),
     "ready-made softmax": ("softmax", "softmin"),
 }
+
+
+class SwitchedOff(RuntimeError):
+    """Something ready-made was called where it is switched off, while answers are marked.
+
+    Args:
+        name: what was called ("torch.nn.functional.softmax", "mha_course.reference.attend").
+    """
+
+    def __init__(self, name: str):
+        super().__init__(f"{name} is switched off here: the point is to write it")
+        self.name = name
 
 
 class _Functions(TorchFunctionMode):
@@ -167,6 +181,10 @@ class _PretendCuda(TorchFunctionMode):
         if name == "__set__" and "requires_grad" in repr(getattr(func, "__self__", "")):
             return None
         kwargs.pop("requires_grad", None)
+        if name == "__getitem__" and _by_numbers_on_the_device(args[1]):
+            return torch.ops.aten.index.Tensor(
+                args[0], list(args[1]) if isinstance(args[1], tuple) else [args[1]]
+            )
         if name in ("cpu", "to") and args[0].device.type == "cuda" and _asks_for_cpu(name, args, kwargs):
             self.copied_back = True
         try:
@@ -201,6 +219,17 @@ class _PretendCuda(TorchFunctionMode):
         return tree_map(
             label, func(*tree_map(_tensor_safe(twin), args), **tree_map(_tensor_safe(twin), kwargs))
         )
+
+
+def _by_numbers_on_the_device(index: Any) -> bool:
+    """Whether an index is made of single numbers that are on the device: ``slopes[h]``.
+
+    That is how PyTorch's own score_mods are written. Compiled, or under vmap, nothing waits for it.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(i, Tensor) and i.dtype in (torch.int64, torch.int32) for i in parts) and any(
+        i.dim() == 0 for i in parts
+    )
 
 
 def _asks_for_cpu(name: str, args: tuple, kwargs: dict) -> bool:
@@ -271,13 +300,13 @@ def left_behind(module: Any) -> list[str]:
     return [name for part in module.modules() for name, x in vars(part).items() if isinstance(x, Tensor)]
 
 
-def device_mistake(error: BaseException) -> str | None:
-    """Which device mistake an exception under `pretend_cuda` stands for: "mixed", "waits", or none."""
+def device_mistake(error: BaseException) -> FailureKind | None:
+    """Which device mistake an exception under `pretend_cuda` stands for: ``MIXED``, ``WAITS``, or none."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, WaitsForTheDevice) or name == "DataDependentOutputException":
-        return "waits"
+        return FailureKind.WAITS
     if ".numpy() is not supported" in text or "meta tensors" in text:
-        return "waits"
+        return FailureKind.WAITS
     if "same device" in text or "two different devices" in text or name == "FakeTensorDeviceMismatchError":
-        return "mixed"
+        return FailureKind.MIXED
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .compare import wrong_cells
+from .kinds import Status
 
 WIDTH = 78
 ROWS, COLUMNS = 6, 7
@@ -43,7 +45,7 @@ class Card:
     """One message.
 
     Args:
-        status: "right", "wrong", "not written" or "borrowed".
+        status: the outcome.
         title: the exercise's name.
         headline: what is the matter, in half a line.
         lines: what was seen and expected, a sentence each.
@@ -53,9 +55,11 @@ class Card:
         hint: what to open or do next.
         code: the learner's own lines that raised: (function, line number, code).
         notes: warnings and prints of the answer.
+        numbers: yours and expected, where they are single numbers.
+        tried: the inputs, in a few words.
     """
 
-    status: str
+    status: Status
     title: str
     headline: str
     lines: tuple[str, ...] = ()
@@ -65,33 +69,42 @@ class Card:
     hint: str = ""
     code: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    numbers: str = ""
+    tried: str = ""
 
 
-SIGNS = {"right": "✓", "wrong": "✗", "not written": "○", "borrowed": "◇"}
+SIGNS = {"right": "✓", "wrong": "✗", "not written": "○", "borrowed": "◇", "broken": "!"}
 # Okabe and Ito's palette: told apart by people with any kind of colour vision, on white and on black.
-COLOURS = {"right": "#009e73", "wrong": "#d55e00", "not written": "#7f7f7f", "borrowed": "#56b4e9"}
+COLOURS = {
+    "right": "#009e73",
+    "wrong": "#d55e00",
+    "not written": "#7f7f7f",
+    "borrowed": "#56b4e9",
+    "broken": "#cc79a7",
+}
 
 
 # ----------------------------------------------------------------------------------------- grids
 
 
-def grids(seen: Any, expected: Any, tolerance: float) -> tuple[tuple[Grid, ...], str]:
+def grids(seen: Any, expected: Any, tolerance: float, what: str = "") -> tuple[tuple[Grid, ...], str]:
     """Yours beside expected, cut down to the part where the first wrong number stands.
 
     Args:
         seen: the learner's tensor (or number).
         expected: the right one.
         tolerance: the absolute difference allowed.
+        what: the name of what is shown ("weights").
 
     Returns:
         the grids, and a note saying which part they show.
     """
     if not isinstance(seen, Tensor) or not isinstance(expected, Tensor):
         return (), ""
-    if seen.shape != expected.shape:
-        return _shapes_only(seen, expected)
-    if seen.numel() == 0:
+    if any(x.device.type != "cpu" or x.numel() == 0 for x in (seen, expected)):
         return (), ""
+    if seen.shape != expected.shape:
+        return _shapes_only(seen, expected, what)
     wrong = (
         wrong_cells(seen, expected, tolerance)
         if seen.dtype == expected.dtype
@@ -107,17 +120,28 @@ def grids(seen: Any, expected: Any, tolerance: float) -> tuple[tuple[Grid, ...],
     decimals = _decimals(a[w], b[w])  # enough to see the wrong numbers differ
     marked = tuple(tuple(row) for row in w.tolist())
     blank = tuple(tuple(False for _ in row) for row in w.tolist())
-    note = f"[{', '.join(map(str, lead))}, …]" if lead else ""
+    pairs = [
+        [
+            pair(x, y, decimals) if bad else (number(x, decimals), number(y, decimals))
+            for x, y, bad in zip(*rows_)
+        ]
+        for rows_ in zip(a.tolist(), b.tolist(), marked)
+    ]
+    parts = [f"{what}[{', '.join(map(str, lead))}, …]" if lead else what]
     if more:
-        note += f" rows {top}–{top + a.shape[0] - 1}, columns {left}–{left + a.shape[1] - 1}"
+        parts += [_span("row", top, a.shape[0]), _span("column", left, a.shape[1])]
     return (
-        Grid("yours", _cells(a, decimals), marked, more),
-        Grid("expected", _cells(b, decimals), blank, more),
-    ), note.strip()
+        Grid("yours", tuple(tuple(x for x, _ in row) for row in pairs), marked, more),
+        Grid("expected", tuple(tuple(y for _, y in row) for row in pairs), blank, more),
+    ), ", ".join(filter(None, parts))
 
 
-def _shapes_only(seen: Tensor, expected: Tensor) -> tuple[tuple[Grid, ...], str]:
-    if not 0 < seen.dim() <= 3 or not 0 < expected.dim() <= 3 or not seen.numel() or not expected.numel():
+def _span(what: str, first: int, count: int) -> str:
+    return f"{what} {first}" if count == 1 else f"{what}s {first}–{first + count - 1}"
+
+
+def _shapes_only(seen: Tensor, expected: Tensor, what: str) -> tuple[tuple[Grid, ...], str]:
+    if not 0 < seen.dim() <= 3 or not 0 < expected.dim() <= 3:
         return (), ""
     drawn = []
     for title, x in (("yours", seen), ("expected", expected)):
@@ -126,7 +150,8 @@ def _shapes_only(seen: Tensor, expected: Tensor) -> tuple[tuple[Grid, ...], str]
         blank = tuple(tuple(False for _ in row) for row in cut.tolist())
         more = flat.shape[0] > ROWS or flat.shape[1] > COLUMNS
         drawn.append(Grid(f"{title} {tuple(x.shape)}", _cells(cut, 2), blank, more))
-    return tuple(drawn), "the first of the batch" if max(seen.dim(), expected.dim()) > 2 else ""
+    first = "the first of the batch" if max(seen.dim(), expected.dim()) > 2 else ""
+    return tuple(drawn), ", ".join(filter(None, (what, first)))
 
 
 def _two_dimensional(x: Tensor, lead: list[int]) -> Tensor:
@@ -157,14 +182,27 @@ def _cells(x: Tensor, decimals: int) -> tuple[tuple[str, ...], ...]:
 def number(value: Any, decimals: int = 3) -> str:
     """A number as a person would write it: ∞, NaN, True, no needless digits."""
     if isinstance(value, bool) or not isinstance(value, float):
-        return str(value)
+        return f"{value!s:.80}"
     if value != value:
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if abs(value) >= 1e5:
-        return f"{value:.2g}"
+        return f"{value:.{max(decimals, 2)}g}"
     return f"{value:.{decimals}f}"
+
+
+def pair(yours: Any, expected: Any, decimals: int) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as it takes to see that."""
+    for digits in range(decimals, 18):
+        shown = number(yours, digits), number(expected, digits)
+        if shown[0] != shown[1]:
+            return shown
+    for digits in (3, 9, 17):  # so small that only an exponent shows them
+        shown = (f"{yours:.{digits}g}", f"{expected:.{digits}g}") if isinstance(yours, float) else shown
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 # ------------------------------------------------------------------------------------------ text
@@ -172,37 +210,50 @@ def number(value: Any, decimals: int = 3) -> str:
 
 def as_text(card: Card) -> str:
     """The card for a terminal, at most `WIDTH` columns wide."""
-    head = f"{SIGNS[card.status]} {card.title}: {card.headline}"
-    out = [textwrap.fill(head, WIDTH, subsequent_indent="  ")]
-    out += [textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  ") for line in card.lines]
-    for function, line, code in card.code:
-        out.append(f"    {function}, line {line}:  {code}")
+
+    def fill(text: str, indent: str = "  ", more: str = "  ") -> str:
+        return textwrap.fill(_unmarked(text), WIDTH, initial_indent=indent, subsequent_indent=more)
+
+    out = [fill(f"{SIGNS[card.status]} {card.title}: {card.headline}", "")]
+    out += [fill(f"→ {cause}", more="    ") for cause in card.cause.splitlines()]
+    out += [fill(line) for line in card.lines]
+    out += [f"    {function}, line {line}:  {code}" for function, line, code in card.code]
+    if card.numbers:
+        out.append(fill(card.numbers))
     if card.grids:
         out += ["", *_grids_as_text(card), ""]
-    for cause in card.cause.splitlines():
-        out.append(textwrap.fill(f"→ {cause}", WIDTH, initial_indent="  ", subsequent_indent="    "))
-    if card.hint:
-        out.append(textwrap.fill(card.hint, WIDTH, initial_indent="  ", subsequent_indent="  "))
-    out += [
-        textwrap.fill(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="  ")
-        for note in card.notes
-    ]
+    out += [fill(text) for text in (card.tried, card.hint) if text]
+    out += [fill(f"note: {note}") for note in card.notes]
     return "\n".join(out)
+
+
+def _unmarked(text: str) -> str:
+    """Text for a terminal: *stress* is left out, `code` stays as it is."""
+    return "".join(
+        piece if index % 2 else _STRESSED.sub(r"\1", piece)
+        for index, piece in enumerate(re.split("(`[^`]*`)", text))
+    )
+
+
+_STRESSED = re.compile(r"(?<![\w*])\*(\w[^*]*?\w|\w)\*(?![\w*])")
 
 
 def _grids_as_text(card: Card) -> list[str]:
     blocks = [_grid_as_text(grid) for grid in card.grids]
-    note = [f"    {card.grid_note}"] if card.grid_note else []
+    note = [f"    {text}" for text in _grid_notes(card)]
     if sum(len(block[0]) for block in blocks) + 4 * len(blocks) + 4 > WIDTH:
         return [line for block in blocks for line in [*("    " + text.rstrip() for text in block), ""]][
             :-1
         ] + note
     height = max(map(len, blocks))
     padded = [block + [" " * len(block[0])] * (height - len(block)) for block in blocks]
-    lines = ["    " + "     ".join(parts).rstrip() for parts in zip(*padded)]
-    if any(mark for grid in card.grids for row in grid.marked for mark in row):
-        note.append("    ✗ marks the numbers that differ")
-    return lines + note
+    return ["    " + "     ".join(parts).rstrip() for parts in zip(*padded)] + note
+
+
+def _grid_notes(card: Card) -> list[str]:
+    """What stands below the grids."""
+    marked = any(mark for grid in card.grids for row in grid.marked for mark in row)
+    return [*filter(None, [card.grid_note]), *["✗ marks the numbers that differ"] * marked]
 
 
 def _grid_as_text(grid: Grid) -> list[str]:
@@ -239,7 +290,9 @@ def as_html(card: Card) -> str:
         f'<div><span style="color:{colour};font-weight:700">{SIGNS[card.status]}</span> '
         f"<b>{html.escape(card.title)}</b>: {_inline(card.headline)}</div>"
     ]
-    parts += [f'<div style="{_SOFT}">{_inline(line)}</div>' for line in card.lines]
+    parts += [f'<div style="margin-top:2px">→ {_inline(cause)}</div>' for cause in card.cause.splitlines()]
+    soft = [*card.lines, *filter(None, [card.numbers])]
+    parts += [f'<div style="{_SOFT}">{_inline(line)}</div>' for line in soft]
     parts += [
         f'<div style="{_MONO};margin:4px 0 4px 1em">{html.escape(function)}, line {line}: &nbsp;'
         f"<b>{html.escape(code)}</b></div>"
@@ -248,15 +301,12 @@ def as_html(card: Card) -> str:
     if card.grids:
         boxes = "".join(_grid_as_html(grid) for grid in card.grids)
         parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:28px;margin:8px 0 2px 0">{boxes}</div>')
-        note = [card.grid_note] if card.grid_note else []
-        if any(mark for grid in card.grids for row in grid.marked for mark in row):
-            note.append("✗ marks the numbers that differ")
-        if note:
-            parts.append(f'<div style="{_SOFT};font-size:0.9em">{_inline("; ".join(note))}</div>')
-    for cause in card.cause.splitlines():
-        parts.append(f'<div style="margin-top:6px">→ {_inline(cause)}</div>')
+        if note := "; ".join(_grid_notes(card)):
+            parts.append(f'<div style="{_SOFT};font-size:0.9em">{_inline(note)}</div>')
+    if card.tried:
+        parts.append(f'<div style="{_SOFT}">{_inline(card.tried)}</div>')
     if card.hint:
-        parts.append(f'<div style="margin-top:2px;{_SOFT}">{_inline(card.hint)}</div>')
+        parts.append(f'<div style="margin-top:2px">{_inline(card.hint)}</div>')
     parts += [f'<div style="{_SOFT};font-size:0.9em">note: {_inline(note)}</div>' for note in card.notes]
     return f'<div style="{_BOX.format(colour=colour)}">{"".join(parts)}</div>'
 
@@ -276,9 +326,7 @@ def _inline(text: str) -> str:
 
 
 def _stressed(text: str) -> str:
-    import re
-
-    return re.sub(r"(?<![\w*])\*(\w[^*]*?\w|\w)\*(?![\w*])", r"<em>\1</em>", text)
+    return _STRESSED.sub(r"<em>\1</em>", text)
 
 
 def _grid_as_html(grid: Grid) -> str:
@@ -304,16 +352,17 @@ class Report:
 
     Args:
         name: the exercise's name.
-        status: "right", "wrong", "not written" or "borrowed".
+        status: the outcome.
         cause: the misconception's id (two joined by " + "), or the kind of difference; "" when right.
         checked: how many things were compared.
         seconds: how long it took.
         card: what to show.
         named: whether `cause` is one of the exercise's misconceptions.
+        details: for whoever looks into it later; ``"why"`` where the check itself stumbled.
     """
 
     name: str
-    status: str
+    status: Status
     card: Card
     cause: str = ""
     checked: int = 0

@@ -44,6 +44,9 @@ def _by_name() -> dict[str, Exercise | Question]:
             if item.name in names:
                 raise ValueError(f"{lesson.folder}: there are two exercises named {item.name!r}; rename one")
             names[item.name] = item
+    for item in names.values():
+        if missing := [name for name in getattr(item, "builds_on", ()) if name not in names]:
+            raise ValueError(f"{item.name} builds on {' and '.join(missing)}, which no lesson has")
     return names
 
 

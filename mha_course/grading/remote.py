@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
 from typing import Any
 
 from mha_course.checking.calls import Call, Failure, Observation
@@ -83,7 +82,7 @@ class Process:
         if reply.get("missing"):
             return Observation(failure=_missing(name, reply.get("kind")))
         try:
-            return _switched_off_is_used(wire.observation_from(reply, data))
+            return wire.observation_from(reply, data)
         except (wire.Malformed, RecursionError, OverflowError, MemoryError, TypeError, ValueError) as error:
             raise Died(f"its answer makes no sense ({str(error)[:80]})") from None
 
@@ -149,14 +148,6 @@ class RemoteAnswer:
                 failure=Failure("too slow", ("TimeoutError",), f"stopped after {call.seconds:g} s")
             )
         return Observation(failure=Failure("raised", ("SystemExit",), f"while it ran, {self.death}"))
-
-
-def _switched_off_is_used(seen: Observation) -> Observation:
-    """A call of something that is switched off is a call of something forbidden."""
-    if seen.failure is not None and " is switched off here" in seen.failure.message:
-        name = seen.failure.message.split(" is switched off here")[0][-80:]
-        return replace(seen, used=(*seen.used, name))
-    return seen
 
 
 def _missing(name: str, kind: Any) -> Failure:

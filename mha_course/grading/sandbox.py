@@ -43,6 +43,8 @@ STAGED = (
     "checking/callables.py",
     "checking/exercise.py",
     "checking/guards.py",
+    "checking/kinds.py",
+    "checking/plain.py",
     "grading/rehearsal.py",
     "grading/switches.py",
     "grading/wire.py",

@@ -20,6 +20,7 @@ from typing import Any
 from mha_course import exercises
 from mha_course import notebook_rules as rules
 from mha_course.checking import Card, Exercise, Question, Report, as_html, as_text, examine
+from mha_course.checking.kinds import DifferenceKind, Status
 from mha_course.tutor import answer_question
 
 from . import lending
@@ -56,6 +57,7 @@ class Outcome:
         named: whether the cause is a known misconception.
         seed: of the inputs, from `seed_for`.
         text, html: the card.
+        why: for "trouble", what happened, for whoever mends it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Outcome:
     text: str
     html: str
     headline: str
+    why: str = ""
 
 
 @dataclass
@@ -364,13 +367,11 @@ def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
     """The report: right or wrong by hidden inputs, and if wrong what the learner's own check says about it."""
     try:
         report = examine(exercise, answer, seed, diagnosing=False)
-        if report.status != "wrong":
+        if report.status == Status.BROKEN:
+            return _trouble(exercise.name, report.details["why"])
+        if report.status != Status.WRONG or report.cause == "borrowed":
             return report
-        if "is switched off while this is marked" in "".join((report.card.headline, *report.card.lines)):
-            line = "Going on with the course's own is fine for learning. It is not counted as yours."
-            card = Card("wrong", exercise.name, "borrowed from the reference.", (line,))
-            return replace(report, card=card, cause="borrowed", named=False)
-        if answer.death is None and report.cause != "too slow":
+        if answer.death is None and report.cause != DifferenceKind.TOO_SLOW:
             practice = examine(exercise, answer, PRACTICE_SEED, memory=_practice)
             if practice.status == "wrong" and answer.death is None:
                 return replace(report, card=practice.card, cause=practice.cause, named=practice.named)
@@ -388,8 +389,7 @@ def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
 
 def _without_inputs(card: Card) -> Card:
     """A card without what it says about the inputs: those are hidden."""
-    lines = tuple(line for line in card.lines if not line.startswith(("Tried with", "Yours:")))
-    return replace(card, lines=lines, grids=(), grid_note="")
+    return replace(card, numbers="", tried="", grids=(), grid_note="")
 
 
 def _trouble(name: str, why: str) -> Report:
@@ -416,6 +416,7 @@ def _outcome(report: Report, seed: int, below: str) -> Outcome:
         as_text(card),
         as_html(card),
         card.headline,
+        str(report.details.get("why", ""))[-4000:],
     )
 
 

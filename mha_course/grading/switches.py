@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import torch
 
+from mha_course.checking.guards import SwitchedOff
+
 # By group of `guards.FORBIDDEN`: parts of operators' names, Python functions, builtin functions (module, name).
 OPERATORS = {
     "ready-made attention": (
@@ -84,10 +86,6 @@ KEYS = (
 noticed = False  # whether anything that is switched off was called in this process
 
 
-class SwitchedOff(RuntimeError):
-    """A ready-made function was called where it is to be written."""
-
-
 def switch_off(group: str) -> None:
     """Make everything in this group raise `SwitchedOff`, for as long as the process lives.
 
@@ -124,7 +122,7 @@ def _raising(name: str) -> Callable[..., None]:
     def switched_off(*_args, **_kwargs):
         global noticed
         noticed = True
-        raise SwitchedOff(f"{name} is switched off here: the point is to write it")
+        raise SwitchedOff(name)
 
     return switched_off
 
@@ -133,7 +131,7 @@ def _raise_without_a_name(*_args, **_kwargs):
     from mha_course.grading import switches
 
     switches.noticed = True
-    raise RuntimeError("this ready-made function is switched off here: the point is to write it")
+    raise switches.SwitchedOff("this ready-made function")
 
 
 def _empty(function: Callable) -> None:
@@ -153,7 +151,7 @@ def _take_body(function: Callable) -> None:
         names = ", ".join(code.co_freevars)
         source = f"def outer():\n {' = '.join(code.co_freevars)} = None\n def inner(*a, **k):\n  {names}\n"
         source += "  from mha_course.grading import switches\n  switches.noticed = True\n"
-        source += "  raise RuntimeError('switched off here')\n return inner"
+        source += "  raise switches.SwitchedOff('this ready-made function')\n return inner"
         space: dict = {}
         exec(source, space)
         function.__code__ = space["outer"]().__code__

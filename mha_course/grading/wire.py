@@ -25,6 +25,8 @@ from torch import Tensor
 
 from mha_course.checking.calls import Call, Failure, Observation
 from mha_course.checking.exercise import Named, Step
+from mha_course.checking.kinds import FailureKind
+from mha_course.checking.plain import Odd, clean, with_article
 
 HEAD = struct.Struct(">4sIQ")
 MAGIC = b"MHA1"
@@ -132,11 +134,11 @@ class Packer:
         self.size = 0
 
     def pack(self, value: Any, depth: int = 0) -> Any:
-        """JSON for numbers, text, tensors, and lists, tuples, dicts of them. Other objects: their type's name."""
+        """JSON for numbers, text, tensors, and lists, tuples, dicts of them. Whatever else: what it is, in words."""
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            return int(value) if abs(value) < 1 << 63 else {"other": "int"}
+            return int(value) if abs(value) < 1 << 63 else {"odd": "a very long number"}
         if isinstance(value, float):
             return float(value)
         if isinstance(value, str):
@@ -155,7 +157,7 @@ class Packer:
             return {"device": str(value)}
         if isinstance(value, Named):
             return {"named": value.name}
-        return {"other": type(value).__name__[:80]}
+        return {"odd": (value.what if isinstance(value, Odd) else with_article(type(value).__name__))[:200]}
 
     def _tensor(self, x: Tensor) -> Any:
         plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
@@ -165,7 +167,8 @@ class Packer:
             or self.size + x.numel() * x.element_size() > MAX_BYTES
             or len(self.blobs) >= MAX_TENSORS
         ):
-            return {"other": f"{type(x).__name__} that is too large, sparse or of an unusual dtype"}
+            what = f"a tensor of shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}"
+            return {"odd": f"{what}, too large or too odd to be looked at"}
         told: dict[str, Any] = {"dtype": NAMES[x.dtype], "shape": list(x.shape)}
         if x.device.type == "meta":
             return {"tensor": {**told, "meta": True}}
@@ -180,7 +183,7 @@ class Packer:
 
 
 def unpack(packed: Any, data: memoryview, depth: int = 0) -> Any:
-    """The value again; an object that cannot cross becomes an empty one whose class has the same name.
+    """The value again; what cannot cross is an `Odd`.
 
     Raises:
         Malformed: anything else than what `Packer` makes.
@@ -220,8 +223,8 @@ def unpack(packed: Any, data: memoryview, depth: int = 0) -> Any:
         return torch.device(inside)
     if kind == "named":
         return Named(inside)
-    if kind in ("other", "dtype", "device"):
-        return _stranger(inside)
+    if kind in ("odd", "dtype", "device"):
+        return Odd(clean(inside, 200))
     raise Malformed(f"unknown kind of value {kind[:20]!r}")
 
 
@@ -248,12 +251,6 @@ def _tensor_from(told: Mapping[str, Any], data: memoryview) -> Tensor:
 
 def _sizes(numbers: Any) -> bool:
     return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_BYTES for n in numbers)
-
-
-def _stranger(name: str) -> Any:
-    """An object of a class with that name and nothing in it: enough for "returned an ndarray"."""
-    name = re.sub(r"[^\w .()\[\]]", "?", name)[:80] or "object"
-    return type(name, (), {"__slots__": ()})()
 
 
 # ----------------------------------------------------------------------------- calls, observations
@@ -336,13 +333,10 @@ def observation_from(body: Any, data: memoryview) -> Observation:
     )
 
 
-FAILURES = ("raised", "not written", "too slow", "parameters", "mixed", "waits", "attribute", "round trip")
-
-
 def _failure_from(claim: Any) -> Failure | None:
     if claim is None:
         return None
-    if not isinstance(claim, dict) or claim.get("kind") not in FAILURES:
+    if not isinstance(claim, dict) or claim.get("kind") not in tuple(FailureKind):
         raise Malformed("not a failure")
     lines = claim.get("lines")
     kept = []
@@ -351,7 +345,7 @@ def _failure_from(claim: Any) -> Failure | None:
             raise Malformed("not a line of code")
         kept.append((_text(line[0], 80), line[1], _text(line[2], 200)))
     types = _texts(claim.get("types")) or ("Exception",)
-    return Failure(claim["kind"], types, _text(claim.get("message"), 2000), tuple(kept[-4:]))
+    return Failure(FailureKind(claim["kind"]), types, _text(claim.get("message"), 2000), tuple(kept[-4:]))
 
 
 def _shape(value: Any) -> tuple[int, ...]:

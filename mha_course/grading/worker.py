@@ -466,13 +466,15 @@ def _provide_reference(modules: dict[str, Any]) -> None:
 
 
 def _switched_off(name: str):
-    class SwitchedOff:
-        def __new__(cls, *_args, **_kwargs):
-            raise RuntimeError(f"mha_course.reference.{name} is switched off while this is marked")
+    from mha_course.checking.guards import SwitchedOff
 
-    SwitchedOff.__name__ = SwitchedOff.__qualname__ = name
-    SwitchedOff.__module__ = "mha_course.reference"
-    return SwitchedOff
+    class NotLent:
+        def __new__(cls, *_args, **_kwargs):
+            raise SwitchedOff(f"mha_course.reference.{name}")
+
+    NotLent.__name__ = NotLent.__qualname__ = name
+    NotLent.__module__ = "mha_course.reference"
+    return NotLent
 
 
 def _no_pictures() -> None:
