@@ -231,12 +231,14 @@ class DidNotRun:
         says: what it says.
         line: the number of the line in the cell, 0 where that is not known.
         code: that line.
+        when: the how many-th cell it was that was run.
     """
 
     error: str
     says: str
     line: int = 0
     code: str = ""
+    when: int = 0
 
     @property
     def short(self) -> str:
@@ -248,27 +250,33 @@ class Cells:
 
     Attributes:
         failed: by name, why the last cell that would have defined it did not run to its end.
+        defined: by name, the how many-th cell it was that defined it.
         letter: the last cell was nothing but a letter in quotes: an answer that goes nowhere.
     """
 
     def __init__(self):
         self.failed: dict[str, DidNotRun] = {}
+        self.defined: dict[str, int] = {}
+        self.count = 0
         self.letter = False
 
     def note(self, source: str, error: BaseException | None) -> None:
         """Take note of a cell that was run."""
         source = source if isinstance(source, str) else ""
+        self.count += 1
         self.letter = bool(re.fullmatch(r"""(\s*#[^\n]*\n|\s)*["'][A-Za-z]["']\s*""", source))
         failed = None if error is None or isinstance(error, CheckFailed) else _did_not_run(error, source)
         for found in re.finditer(_DEFINES, source, re.MULTILINE):
-            line = source.count("\n", 0, found.start(1)) + 1
-            self.failed.pop(found[1], None)
+            name, line = found[1] or found[2], source.count("\n", 0, found.start()) + 1
+            self.failed.pop(name, None)
             if failed is not None and (isinstance(error, SyntaxError) or line >= failed.line):
-                self.failed[found[1]] = failed
+                self.failed[name] = replace(failed, when=self.count)
+            else:
+                self.defined[name] = self.count
 
 
 # The name that a line without indentation defines: def attend(…, class SingleHead:, why_scale = …
-_DEFINES = r"^(?:(?:async\s+)?def\s+|class\s+)?([^\W\d]\w*)\s*(?:\(|:|=(?!=))"
+_DEFINES = r"^(?:(?:async\s+)?def|class)\s+([^\W\d]\w*)|^([^\W\d]\w*)\s*(?::[^=\n]+)?=(?!=)"
 
 
 def _did_not_run(error: BaseException, source: str) -> DidNotRun:
@@ -290,7 +298,9 @@ def _not_there(item: Exercise | Question) -> Report:
     name, question = item.name, isinstance(item, Question)
     code: tuple[tuple[str, int, str], ...] = ()
     headline = f"not {'answered' if question else 'written'} yet."
-    if (failed := cells.failed.get(name)) is not None and failed.error != "NotImplementedError":
+    failed, close = cells.failed.get(name), _sounds_like(name)
+    corrected = failed is not None and cells.defined.get(close, 0) > failed.when
+    if failed is not None and not corrected and failed.error != "NotImplementedError":
         headline = "the cell above did not run."
         lines = (f"{failed.error}: {failed.says}" if failed.says else failed.error,)
         code = ((f"the cell of {name}", failed.line, failed.code),) if failed.line else ()
@@ -305,7 +315,7 @@ def _not_there(item: Exercise | Question) -> Report:
                 f'A letter alone is kept nowhere: give it the name, {name} = "{one}" (or another letter).',
             )
         hint = "Run that cell (Shift+Enter), then this one."
-    elif close := _sounds_like(name):
+    elif close:
         lines = (f"There is a {close}: is that your answer? This exercise wants the name {name}.",)
         hint = "Correct the name, run its cell again, then this one."
     else:

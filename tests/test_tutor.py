@@ -1,5 +1,6 @@
 """check(): what a learner calls, and what it shows where."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -13,7 +14,7 @@ from nbclient import NotebookClient
 
 from mha_course import exercises, tutor
 from mha_course.checking import Case, Exercise, Misconception, Question
-from mha_course.tutor import CannotCheck, CheckFailed, NotYetWritten, check
+from mha_course.tutor import CannotCheck, CheckBroken, CheckFailed, NotYetWritten, check
 
 
 def scaled(x):
@@ -251,3 +252,174 @@ def test_names_of_tutor_are_public():
 
     assert mha_course.check is tutor.check
     assert mha_course.CheckFailed is CheckFailed
+
+
+# ------------------------------------------------------------- what a learner has not got, and why
+
+
+def noted(*cells):
+    """`tutor.Cells` after these cells were run, each in the same namespace."""
+    notes, namespace = tutor.Cells(), {}
+    for source in cells:
+        try:
+            exec(compile(source, "<cell>", "exec"), namespace)
+        except Exception as error:
+            notes.note(source, error)
+        else:
+            notes.note(source, None)
+    return notes
+
+
+@pytest.mark.parametrize(
+    ("source", "short"),
+    [
+        ("def scaled(x)\n    return x", "SyntaxError, line 1"),
+        ("def scaled(x):\n  return (x", "SyntaxError, line 2"),
+        ("import math\nundefined\ndef scaled(x):\n    return x", "NameError, line 2"),
+        ("scaled = undefined", "NameError, line 1"),
+        ("scaled: int = undefined", "NameError, line 1"),
+        ("class scaled(undefined):\n    pass", "NameError, line 1"),
+        ("async def scaled(x):\nreturn x", "IndentationError, line 2"),
+    ],
+)
+def test_why_a_cell_did_not_define_its_answer_is_remembered(source, short):
+    assert noted(source).failed["scaled"].short == short
+    assert "scaled" not in noted(source, "def scaled(x):\n    return x").failed
+
+
+def test_a_cell_that_stumbles_after_its_definition_has_defined_it():
+    assert not noted("def scaled(x):\n    return x\nscaled(undefined)").failed
+    notes = tutor.Cells()
+    notes.note("def scaled(x):\n    return x\ncheck(scaled)", CheckFailed(tutor._not_there(SCALED)))
+    assert not notes.failed
+
+
+@pytest.mark.parametrize(
+    ("source", "alone"), [('"b"', True), ("# Your answer\n'b'\n", True), ('x = "b"', False)]
+)
+def test_a_letter_alone_in_a_cell_is_noticed(source, alone):
+    assert noted(source).letter is alone
+
+
+@pytest.mark.xdist_group("kernels")
+def test_an_answer_that_is_not_there_is_told_why():
+    cells = (
+        (
+            "def scaled(x)\n    return x",
+            "check(scaled)",
+            "did not run. SyntaxError: expected ':'",
+            "line 1:  def scaled(x)",
+        ),
+        (
+            "def sclaed(x):\n    return x",
+            "check(scaled)",
+            "There is a sclaed",
+            "wants the name scaled",
+        ),
+        ("'b'", "check(why_root=None)", "A letter alone is kept nowhere", 'why_root = "a"'),
+        ("x = 1", "check(why_root=None)", "Options: a, b.", 'Write why_root = "a"'),
+    )
+    sources = [
+        "def scaled(x):\n    return x / 5**0.5",
+        "def scaled(x):\n    return (x",
+        "check(scaled)",
+        "del scaled",
+    ]
+    sources += [source for pair in cells for source in pair[:2]]
+    _, _, older, _, *outputs = executed(*sources)
+    assert "✓ scaled" in older[0].data["text/plain"]
+    assert "note: this is about an earlier version of yours" in " ".join(older[0].data["text/plain"].split())
+    for (_, _, *said), output in zip(cells, outputs[1::2], strict=True):
+        text = output[0].get("data", {}).get("text/plain") or "\n".join(output[0].traceback)
+        assert "○" in text
+        for words in said:
+            assert words in " ".join(text.split()) or words in text
+
+
+def test_an_earlier_function_that_never_ends_stops_the_check_once(monkeypatch):
+    namespace = in_notebook(
+        """
+        def scaled(x):
+            while True:
+                pass
+
+        def total(x):
+            return scaled(x).sum(-1)
+        """
+    )
+    calls = []
+    observe = tutor.LocalAnswer.observe
+    monkeypatch.setattr(
+        tutor.LocalAnswer, "observe", lambda self, call: calls.append(self.target) or observe(self, call)
+    )
+    monkeypatch.setitem(ITEMS, "total", dataclasses.replace(TOTAL, seconds=0.3))
+    with pytest.raises(CheckFailed) as caught:
+        check(namespace["total"])
+    text = " ".join(str(caught.value).split())
+    assert "stopped after 0.3 s" in text and "scaled, line" in text
+    assert calls.count(namespace["total"]) == 1 and namespace["scaled"] not in calls
+
+
+def test_two_earlier_functions_wrong_at_once_leave_a_right_answer_unblamed():
+    namespace = in_notebook(
+        """
+        def scaled(x):
+            return x + 0
+
+        def total(x):
+            return scaled(x).sum(0)
+
+        def both(x):
+            return total(scaled(x))
+        """
+    )
+    both = Exercise(
+        "both",
+        "9.3",
+        lambda x: total(scaled(x)),
+        ("y (N,)",),
+        (Case("x", lambda draw: {"x": draw.normal(3, 5)}),),
+        builds_on=("scaled", "total"),
+    )
+    ITEMS["both"] = both
+    try:
+        with pytest.raises(CheckFailed) as caught:
+            check(namespace["both"])
+    finally:
+        del ITEMS["both"]
+    assert "both itself is right: the fault is in scaled and total, which it calls." in " ".join(
+        str(caught.value).split()
+    )
+
+
+def test_a_wrong_answer_on_top_of_a_wrong_one_is_told_its_own_mistake_and_the_other():
+    namespace = in_notebook(
+        """
+        def scaled(x):
+            return x + 0
+
+        def total(x):
+            return scaled(x).mean(-1)
+        """
+    )
+    with pytest.raises(CheckFailed) as caught:
+        check(namespace["total"])
+    text = " ".join(str(caught.value).split())
+    assert "Every number is 0.2 times the expected one." in text
+    assert "scaled, which it calls, is not right either." in text
+
+
+def test_when_the_check_itself_stumbles_the_reason_is_written_down_beside_the_learners_work(
+    tmp_path, monkeypatch
+):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / ".handed_out.json").write_text("{}")
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys.modules[tutor.examine.__module__], "compare_trial", lambda *_: 1 / 0)
+    with pytest.raises(CheckBroken) as caught:
+        check(scaled)
+    text = " ".join(str(caught.value).split())
+    assert "The fault is the course's, not yours." in text and "work/problems.txt" in text
+    assert "ZeroDivisionError" in (work / "problems.txt").read_text()
+    assert not (work / "progress.json").exists()
