@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import logging
 import math
+import re
 import warnings
 
 import pytest
@@ -15,10 +16,12 @@ from torch import nn
 from mha_course.checking import (
     Case,
     Exercise,
+    Lesson,
     LocalAnswer,
     Misconception,
     Named,
     Property,
+    Question,
     Step,
     Style,
     as_html,
@@ -27,6 +30,7 @@ from mha_course.checking import (
 )
 from mha_course.checking.audit import audit, table
 from mha_course.checking.callables import KNOWN
+from mha_course.checking.exercise import DeclarationError
 from mha_course.checking.report import grids
 
 
@@ -728,3 +732,307 @@ def test_the_audit_tells_when_a_misconception_is_right_or_two_are_one_or_a_style
     assert "no-scale-again: named 'no-scale'" in problems
     assert "harmless: not caught" in problems
     assert "style wrong: refused (over-queries" in problems
+
+
+# ------------------------------------------------------------------------------ a card tells the truth
+
+
+def lines_of(answer, exercise=MIX, **options):
+    return as_text(told(answer, exercise, **options)[0].card).splitlines()
+
+
+NUMBER = Exercise("number", "9.2", lambda x: 0.30910001, ("a number",), (Case("x", lambda draw: {"x": 1}),))
+
+
+@pytest.mark.parametrize(
+    "yours", [0.3091, 0.309100011, 0.30910001 + 2e-9, 1e-30, -0.30910001, math.nan, math.inf]
+)
+def test_two_numbers_that_differ_are_shown_with_as_many_digits_as_it_takes(yours):
+    _, text = told(lambda x: yours, NUMBER)
+    shown = text.split("Yours: ")[1].split(" Tried")[0]
+    mine, expected = shown.rstrip(".").split(". Expected: ")
+    assert mine != expected
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-7, 123456.0, 3e9])
+@pytest.mark.parametrize("gap", [1e-3, 2e-5, 3e-8])
+def test_every_marked_number_in_a_grid_looks_other_than_the_expected_one(size, gap):
+    expected = torch.full((2, 3), size, dtype=torch.float64)
+    seen = expected.clone()
+    seen[0, 1] += size * gap
+    seen[1, 2] += 0.5 * size
+    (yours, right), _ = grids(seen, expected, size * gap / 2)
+    for mine, other, marked in zip(yours.cells, right.cells, yours.marked):
+        for a, b, mark in zip(mine, other, marked):
+            assert (a != b) == mark
+
+
+def test_values_of_every_case_are_judged_before_any_gradient():
+    def wrong_in_float32(q, k, v):
+        out, weights = mix(q, k, v)
+        return (out * 2, weights) if q.dtype == torch.float32 else (out.detach() + 0 * out, weights)
+
+    _, text = told(wrong_in_float32)
+    assert "wrong values in output" in text and "gradient" not in text
+
+
+def test_gradients_are_judged_once_all_values_are_right():
+    _, text = told(lambda q, k, v: tuple(x.detach() + 0 * x for x in mix(q, k, v)))
+    assert "right numbers, but" in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda q, k, v: tuple(x.mT for x in mix(q, k, v)),  # shape
+        lambda q, k, v: tuple(x / 0 * 0 for x in mix(q, k, v)),  # NaN
+        lambda q, k, v: tuple(x.float() for x in mix(q, k, v)),  # dtype
+        lambda q, k, v: mix(q, k, v)[0],  # one thing alone
+        lambda q, k, v: None,
+    ],
+)
+def test_a_property_does_not_speak_of_what_cannot_be_compared(answer):
+    _, text = told(answer)
+    assert "do not sum to 1" not in text
+
+
+def test_a_property_can_be_about_something_else_than_values():
+    rule = Property("short", lambda inputs, value: "There is one row too few.", about=("shape",))
+    exercise = dataclasses.replace(MIX, properties=(rule,))
+    assert "one row too few" in told(lambda q, k, v: tuple(x[:, 1:] for x in mix(q, k, v)), exercise)[1]
+    assert "one row too few" not in told(lambda q, k, v: tuple(x + 1 for x in mix(q, k, v)), exercise)[1]
+
+
+def test_the_cause_stands_right_under_the_headline():
+    lines = lines_of(mix_with(dim=-2))
+    assert lines[1].strip() == "→ The softmax ran over the queries."
+    page = as_html(told(mix_with(dim=-2))[0].card)
+    assert page.index("The softmax ran over") < page.index("<table") < page.index("Open hint 1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "step"),
+    [
+        (lambda q, k, v: tuple(x + x * x for x in mix(q, k, v)), "Work out one row by hand"),
+        (lambda q, k, v: tuple(x[:, :2] for x in mix(q, k, v)), "Print `.shape` after each of your lines"),
+        (lambda q, k, v: q @ v, "Print what goes into that line"),
+        (
+            lambda q, k, v: tuple(x + (q.dtype == torch.float32) * x * x for x in mix(q, k, v)),
+            "It is right for “L and S differ”. What is different about these inputs?",
+        ),
+    ],
+)
+def test_a_card_without_a_cause_still_says_what_to_do_next(answer, step):
+    exercise = dataclasses.replace(MIX, properties=())
+    _, text = told(answer, exercise)
+    assert step in text and "hint 1 of exercise 9.1" in text and "lead on" not in text
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda w: w + 1e-9, "always to the same side. Is a small number added somewhere?"),
+        (lambda w: w.float().double() * 1.0, "Is a part of it computed in float32?"),
+        (lambda w: w + torch.where(w == 0, 2e-9, 0.0), "Is something closed that is only made small?"),
+    ],
+)
+def test_what_is_very_nearly_right_is_told_where_the_rest_comes_from(make, said):
+    def weights(x):
+        return x.softmax(-1).masked_fill(torch.eye(5, 7, dtype=torch.bool), 0.0)
+
+    def nearly(x):
+        return make(weights(x))
+
+    x = Case("x", lambda draw: {"x": draw.normal(5, 7)})
+    exercise = Exercise("weights", "9.3", weights, ("weights (L, S)",), (x,))
+    if "added" in said:
+        exercise = dataclasses.replace(exercise, reference=lambda x: x.softmax(-1))
+        nearly = lambda x: make(x.softmax(-1))  # noqa: E731
+    text = told(nearly, exercise)[1]
+    assert said in text and text.count("Very nearly right") == 1 and "│" not in text
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "said", "unsaid"),
+    [
+        (
+            lambda lengths: torch.arange(7) < lengths[:, None],
+            lambda lengths: (torch.arange(7) < lengths[:, None]).float(),
+            "A mask is made of True and False",
+            "inputs' dtype",
+        ),
+        (
+            lambda lengths: lengths.double(),
+            lambda lengths: lengths.float(),
+            "expected float64",
+            "inputs' dtype",
+        ),
+        (
+            lambda lengths: lengths + 1,
+            lambda lengths: lengths + 1.0,
+            "The result should have the inputs' dtype",
+            "mask",
+        ),
+    ],
+)
+def test_where_a_dtype_comes_from_is_said_as_it_is(reference, answer, said, unsaid):
+    lengths = Case("lengths", lambda draw: {"lengths": draw.integers(1, 7, 3)})
+    _, text = told(
+        answer, Exercise("count", "9.4", reference, ("counts (N, S)",), (lengths,), differentiable=False)
+    )
+    assert said in text and unsaid not in text
+
+
+def test_a_place_is_called_as_torch_calls_it():
+    def one_head(q, k, v):
+        out, weights = mix(q, k, v)
+        bump = torch.zeros_like(weights)
+        bump[:, 1:3] = 1
+        return out, weights + bump
+
+    _, text = told(one_head)
+    assert "index 1, 2 along dim=1 (of 5)" in text and "dimension" not in text
+
+
+def test_an_assert_is_told_that_it_does_refuse():
+    def halves(n):
+        if n % 2:
+            raise ValueError(f"{n} is odd")
+        return n // 2
+
+    def asserted(n):
+        assert n % 2 == 0, "odd"
+        return n // 2
+
+    cases = (
+        Case("even", lambda draw: {"n": 4}),
+        Case("odd numbers", lambda draw: {"n": 3}, raises=(ValueError,)),
+    )
+    _, text = told(asserted, Exercise("halves", "9.5", halves, ("half",), cases, differentiable=False))
+    assert "you do refuse it" in text and "refuse it yourself" not in text
+
+
+def test_stacked_grids_say_what_is_marked_too():
+    def wide(x):
+        return x * 1000500.0
+
+    exercise = Exercise(
+        "wide", "9.6", lambda x: x * 1e6, ("y",), (Case("x", lambda draw: {"x": draw.normal(9, 9)}),)
+    )
+    lines = lines_of(wide, exercise)
+    assert sum("yours" in line and "expected" in line for line in lines) == 0  # one below the other
+    assert any("✗ marks the numbers that differ" in line for line in lines)
+
+
+def test_a_card_in_a_terminal_shows_no_markup():
+    says = "Each *column* sums to 1, each *row* should: `x * y * z` stays, **never** mind."
+    mistake = Misconception("starred", says, wrong=mix_with(dim=-2))
+    _, text = told(mix_with(dim=-2), dataclasses.replace(MIX, misconceptions=(mistake,)))
+    assert "Each column sums to 1, each row should: `x * y * z` stays" in text
+
+
+def test_a_loop_without_end_is_shown_with_the_line_it_was_in():
+    def never(q, k, v):
+        while True:
+            pass
+
+    _, text = told(never, dataclasses.replace(MIX, seconds=0.3))
+    assert "stopped after 0.3 s" in text and "never, line" in text
+
+
+def test_a_class_with_a_named_argument_is_seen_on_the_pretended_gpu():
+    class Apply(nn.Module):
+        def forward(self, x, fn):
+            return fn(x)
+
+    class OnTheCpu(nn.Module):
+        def forward(self, x, fn):
+            return fn(x) + torch.zeros(5)
+
+    case = Case("x", lambda draw: {"x": draw.normal(3, 5), "fn": Named("squared")}, construct={})
+    exercise = Exercise("Apply", "9.7", Apply, ("y (N, E)",), (case,), is_class=True)
+    assert told(Apply, exercise)[0].status == "right"
+    report, text = told(OnTheCpu, exercise)
+    assert report.status == "wrong" and "on a GPU it would stop" in text
+
+
+def test_an_index_that_lies_on_the_gpu_waits_for_nothing():
+    def slope(x, h):
+        return x * torch.arange(4, dtype=x.dtype, device=x.device)[h]
+
+    case = Case("one head", lambda draw: {"x": draw.normal(3, 5), "h": torch.tensor(2)})
+    exercise = Exercise("slope", "9.8", slope, ("y (N, E)",), (case,))
+    assert told(slope, exercise)[0].status == "right"
+    assert "make everything wait" in told(lambda x, h: x * float(h), exercise)[1]
+    assert "make everything wait" in told(lambda x, h: x * torch.arange(4, dtype=x.dtype)[h], exercise)[1]
+
+
+# ------------------------------------------------------------------------------ declarations with mistakes
+
+
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        (lambda: Misconception("no-code", "Nothing is there."), "misconception 'no-code': it has no code"),
+        (lambda: Misconception("No Case", "Says.", wrong=mix), "kebab-case"),
+        (lambda: Misconception("silent", " ", wrong=mix), "it says nothing"),
+        (lambda: Misconception("far", "Says.", wrong=mix, hint=9), "misconception 'far': there is no hint 9"),
+        (lambda: Misconception("odd", "Says.", wrong="mix"), "its code cannot be called"),
+        (lambda: Property("rows", rows_sum_to_one, hint=0), "property 'rows': there is no hint 0"),
+        (lambda: Property("rows", "sum"), "`fails` is no function"),
+        (lambda: Property("rows", rows_sum_to_one, about=()), "it would never speak"),
+        (
+            lambda: dataclasses.replace(MIX, forbidden=("ready-made atention",)),
+            "exercise 'mix': nothing is known as",
+        ),
+        (lambda: dataclasses.replace(MIX, misconceptions=MIX.misconceptions[:1] * 2), "called 'no-scale'"),
+        (lambda: dataclasses.replace(MIX, cases=MIX.cases[:1] * 2), "two cases are called 'L and S differ'"),
+        (lambda: dataclasses.replace(MIX, styles=MIX.styles * 2), "two styles"),
+        (lambda: dataclasses.replace(MIX, assemble=None), "`assemble` has no part scale"),
+        (
+            lambda: dataclasses.replace(
+                MIX, misconceptions=(Misconception("typo", "Says.", part={"scael": float}),)
+            ),
+            "'typo': `assemble` has no part scael",
+        ),
+        (lambda: dataclasses.replace(MIX, number="nine"), "no number like 1.3"),
+        (lambda: dataclasses.replace(MIX, returns=()), "what is returned"),
+        (lambda: dataclasses.replace(MIX, cases=()), "it has no case"),
+        (lambda: dataclasses.replace(MIX, builds_on=("mix",)), "builds on itself"),
+        (lambda: Question("why", right="e", why={"a": "No."}), "question 'why': there is no option 'e'"),
+        (
+            lambda: Lesson("09_x", "X", (MIX, MIX)),
+            "lesson '09_x': two exercises or questions are called 'mix'",
+        ),
+        (
+            lambda: Lesson("09_x", "X", (MIX, dataclasses.replace(MIX, name="other"))),
+            "two exercises are called '9.1'",
+        ),
+    ],
+)
+def test_a_declaration_with_a_mistake_fails_by_name_where_it_is_written(declare, said):
+    with pytest.raises(DeclarationError) as caught:
+        declare()
+    assert said in str(caught.value)
+
+
+def test_every_field_that_is_documented_exists():
+    from mha_course.checking import calls, compare, exercise, report
+
+    seen = 0
+    for module in (calls, compare, exercise, report):
+        for name, kind in vars(module).items():
+            if (
+                dataclasses.is_dataclass(kind)
+                and isinstance(kind, type)
+                and kind.__module__ == module.__name__
+            ):
+                told_ = (kind.__doc__ or "").partition("Args:")[2].partition("\n\n")[0]
+                documented = {
+                    n.strip()
+                    for line in re.findall(r"^ {8}(\w[\w, ]*):", told_, re.M)
+                    for n in line.split(",")
+                }
+                assert documented <= {f.name for f in dataclasses.fields(kind)}, name
+                seen += bool(documented)
+    assert seen > 10

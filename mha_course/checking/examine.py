@@ -508,7 +508,7 @@ def _next_step(
         return f"Print what goes into that line, shapes above all. Then {first}."
     if found.kind in (Kind.SHAPE, Kind.STRUCTURE, Kind.TYPE):
         return f"Print `.shape` after each of your lines: which is the first that you did not expect? Then {first}."
-    if found.kind not in (Kind.VALUES, Kind.NOT_FINITE):
+    if found.rounding or found.kind not in (Kind.VALUES, Kind.NOT_FINITE):
         return f"If that does not help, open {first}."
     right = [
         f"“{trial.case.name}”"

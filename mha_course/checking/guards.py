@@ -181,7 +181,7 @@ class _PretendCuda(TorchFunctionMode):
         if name == "__set__" and "requires_grad" in repr(getattr(func, "__self__", "")):
             return None
         kwargs.pop("requires_grad", None)
-        if name == "__getitem__" and _by_numbers_on_the_device(args[1]):
+        if name == "__getitem__" and args[0].device.type == "cuda" and _by_numbers_on_the_device(args[1]):
             return torch.ops.aten.index.Tensor(
                 args[0], list(args[1]) if isinstance(args[1], tuple) else [args[1]]
             )
