@@ -89,10 +89,11 @@ def masks(kind, queries, keys, dtype):
     }[kind]
 
 
-MASKS = [
-    *("none", "causal", "causal, numbers", "padding", "padding, numbers", "padding, not at the end"),
-    *("both", "both, numbers", "both, mixed", "per head", "per head, numbers, and padding"),
-]
+MASKS = (
+    *("none", "causal, numbers", "padding", "both, mixed", "per head, numbers, and padding"),
+    *("causal", "padding, numbers", "padding, not at the end", "both", "both, numbers", "per head"),
+)
+FEW_MASKS = MASKS[:5]
 
 
 def call(container, module, source, target, kind, dtype):
@@ -134,7 +135,7 @@ def tokens(length, batch_first, dtype):
 @pytest.mark.filterwarnings("ignore:Support for mismatched")
 def test_a_container_gives_the_same_numbers_with_our_modules_inside(container, precision):
     dtype, autocast, allowed = PRECISIONS[precision]
-    compared = 0
+    compared, kinds = 0, MASKS if dtype == torch.float64 else FEW_MASKS
     for nested in (True, False) if container in ("Encoder", "Transformer") else (True,):
         for batch_first, norm_first, bias in (
             (True, False, True),
@@ -145,7 +146,7 @@ def test_a_container_gives_the_same_numbers_with_our_modules_inside(container, p
             theirs = make(container, nested, dtype, batch_first=batch_first, norm_first=norm_first, bias=bias)
             ours = with_ours(theirs)
             inputs = [tokens(length, batch_first, dtype) for length in (S, L)]
-            for training, gradients, kind in itertools.product((True, False), GRADIENTS, MASKS):
+            for training, gradients, kind in itertools.product((True, False), GRADIENTS, kinds):
                 case = (
                     f"{batch_first=} {norm_first=} {bias=} {nested=} {training=} {gradients}, masks: {kind}"
                 )
@@ -168,7 +169,7 @@ def test_a_container_gives_the_same_numbers_with_our_modules_inside(container, p
                     for x, y in zip(*pairs, strict=True):
                         assert x is y is None or (x - y).abs().max() < 1e3 * allowed, case
                 compared += 1
-    assert compared >= 4 * 6 * len(MASKS)
+    assert compared >= 4 * 5 * len(kinds)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
