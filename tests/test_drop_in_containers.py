@@ -5,12 +5,15 @@ import copy
 import itertools
 import warnings
 
+import jupytext
 import pytest
 import torch
 from torch import nn
 
+from mha_course import building, reference
 from mha_course.reference import MultiheadAttention
 
+SOLUTIONS = building.ROOT / "solutions"
 N, L, S, E, H = 3, 5, 4, 8, 2
 CONTAINERS = ("EncoderLayer", "Encoder", "DecoderLayer", "Decoder", "Transformer")
 PRECISIONS = {  # dtype, under autocast, allowed difference
@@ -42,13 +45,13 @@ def make(container, nested, dtype, dropout=0.0, **options):
     return made
 
 
-def with_ours(container):
+def with_ours(container, cls=MultiheadAttention):
     """A copy of it, each attention module replaced by ours with the same state."""
     container = copy.deepcopy(container)
     for parent in list(container.modules()):
         for name, theirs in list(parent.named_children()):
             if type(theirs) is nn.MultiheadAttention:
-                ours = MultiheadAttention(
+                ours = cls(
                     E,
                     H,
                     theirs.dropout,
@@ -58,7 +61,7 @@ def with_ours(container):
                 )
                 ours.load_state_dict(theirs.state_dict())
                 setattr(parent, name, ours)
-    assert not any(type(module) is nn.MultiheadAttention for module in container.modules())
+    assert any(type(module) is cls for module in container.modules())
     return container
 
 
@@ -170,6 +173,31 @@ def test_a_container_gives_the_same_numbers_with_our_modules_inside(container, p
                         assert x is y is None or (x - y).abs().max() < 1e3 * allowed, case
                 compared += 1
     assert compared >= 4 * 5 * len(kinds)
+
+
+def written_in_lesson_05():
+    """The class that learners write, from the lesson's answers."""
+    nb = jupytext.read(SOLUTIONS / "05_drop_in" / "05_drop_in.py", fmt="py:percent")
+    answers = [cell.source for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    names = {"torch": torch, "F": nn.functional, "nn": nn} | vars(reference)
+    for answer in answers:
+        exec(answer, names)
+    return names["MultiheadAttention"]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_the_class_of_lesson_05_gives_the_containers_numbers_too(container):
+    theirs = make(container, True, torch.float64, batch_first=True)
+    mine = with_ours(theirs, written_in_lesson_05())
+    inputs = [tokens(length, True, torch.float64) for length in (S, L)]
+    for training, kind in itertools.product((True, False), MASKS):
+        with torch.set_grad_enabled(training):
+            results = [
+                call(container, module.train(training), *inputs, kind, torch.float64)
+                for module in (mine, theirs)
+            ]
+        torch.testing.assert_close(*results, equal_nan=True, msg=f"{training=}, masks: {kind}")
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -115,9 +115,7 @@ def add_zero_attn(k: Tensor, v: Tensor, may_attend: Tensor | None) -> tuple[Tens
     Returns:
         k (N, H, S + 1, D), v (N, H, S + 1, Dv), may_attend (…, S + 1) or ``None``; the zeros come last.
     """
-    k, v = (
-        F.pad(x, (0, 0, 0, 1)) for x in (k, v)
-    )  # one row more in dimension 2, also where there is none yet
+    k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))  # one row more in dimension 2, also of none
     return k, v, _one_more_true(may_attend)
 
 

@@ -139,13 +139,10 @@ class MultiheadAttention(nn.Module):
         N, H = q.shape[0], self.num_heads
         refuse_wrong_masks(q, k, key_padding_mask, attn_mask, H, batched)
         may_attend = to_may_attend(attn_mask, key_padding_mask, N, H)
-        bias = _score_bias(attn_mask, key_padding_mask, N, H)
-        if bias is not None:
-            bias = bias.to(q.dtype)
-            overflowed = (
-                bias == -torch.inf
-            )  # finite numbers can become −∞: two added, or in autocast's narrower type
-            bias, may_attend = bias.masked_fill(overflowed, 0.0), may_attend & ~overflowed
+        bias = _score_bias(attn_mask, key_padding_mask, N, H, q.dtype)
+        if bias is not None:  # finite numbers, too, can have become −∞: by their sum, or in a narrower type
+            closed = bias == -torch.inf
+            bias, may_attend = bias.masked_fill(closed, 0.0), may_attend & ~closed
         if self.bias_k is not None:
             k, v, may_attend = add_bias_kv(k, v, self.bias_k, self.bias_v, may_attend)
         q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
@@ -204,9 +201,8 @@ class MultiheadAttention(nn.Module):
             return x.unsqueeze(0)  # (1, L, E)
         return x if self.batch_first else x.transpose(0, 1)
 
-    merge_masks = (
-        nn.MultiheadAttention.merge_masks
-    )  # asked for by nn.TransformerEncoderLayer; no attention in it
+    # No attention in it: what nn.TransformerEncoderLayer asks for, to hand both masks to its fused kernel as one.
+    merge_masks = nn.MultiheadAttention.merge_masks
 
 
 SCORES_AT_ONCE = 2**22  # 16 MiB of float32: memory that was used a moment ago is faster than new
@@ -272,7 +268,9 @@ def _by_head(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, 
     return masks
 
 
-def _score_bias(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int) -> Tensor | None:
-    """Float masks as one sum, to be added to the scores; ``None`` without float masks."""
+def _score_bias(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Float masks as one sum, to be added to scores of ``dtype``; ``None`` without float masks."""
     masks = [mask for mask in _by_head(attn_mask, key_padding_mask, N, H) if mask.is_floating_point()]
-    return sum(masks) if masks else None
+    return sum(masks).to(dtype) if masks else None
