@@ -569,18 +569,23 @@ def bias_kv_with(where="last", same=lambda x, N: x.expand(N, -1, -1), mask=pad_t
     return add_bias_kv
 
 
-def keys_and_biases(draw, with_mask=True, dtype=torch.float64):
-    N, S, E = 2, 5, 4
+def mask_over(draw, S):
+    """bool (2, 1, 3, S), another for every sample; S may be 0."""
+    return draw.mask(2, 1, 3, S) if S else torch.ones(2, 1, 3, 0, dtype=torch.bool)
+
+
+def keys_and_biases(draw, with_mask=True, dtype=torch.float64, S=5):
+    N, E = 2, 4
     return {
         "k": draw.normal(N, S, E, dtype=dtype),
         "v": draw.normal(N, S, E, dtype=dtype),
         "bias_k": draw.normal(1, 1, E, dtype=dtype),
         "bias_v": draw.normal(1, 1, E, dtype=dtype),
-        "may_attend": draw.mask(N, 1, 3, S) if with_mask else None,
+        "may_attend": mask_over(draw, S) if with_mask else None,
     }
 
 
-def bias_kv_into_zeros(k, v, bias_k, bias_v, may_attend):
+def bias_kv_into_zeros(k, v, bias_k, bias_v, may_attend, mask=pad_true):
     N, S, E = k.shape
     made = []
     for x, extra in ((k, bias_k), (v, bias_v)):
@@ -588,9 +593,11 @@ def bias_kv_into_zeros(k, v, bias_k, bias_v, may_attend):
         room[:, :S] = x
         room[:, S:] = extra
         made.append(room)
-    if may_attend is not None:
-        may_attend = torch.cat([may_attend, torch.ones_like(may_attend[..., :1])], -1)
-    return (*made, may_attend)
+    return (*made, mask(may_attend))
+
+
+def pad_like_first_column(mask):
+    return None if mask is None else torch.cat([mask, torch.ones_like(mask[..., :1])], -1)
 
 
 ADD_BIAS_KV = Exercise(
@@ -602,6 +609,7 @@ ADD_BIAS_KV = Exercise(
     cases=(
         Case("with a mask", keys_and_biases),
         Case("without a mask, float32", lambda draw: keys_and_biases(draw, False, FLOAT32)),
+        Case("no keys at all, S = 0", lambda draw: keys_and_biases(draw, S=0)),
     ),
     misconceptions=(
         Misconception(
@@ -674,6 +682,25 @@ ADD_BIAS_KV = Exercise(
             hint=3,
         ),
         Misconception(
+            "made-like-the-first",
+            "With no keys at all (S = 0) something is not added: it was made like the first key, or like the first column "
+            "of the mask, and there is none.",
+            wrong=lambda k, v, bias_k, bias_v, may_attend: (
+                torch.hstack([k, bias_k.expand_as(k[:, :1])]),
+                torch.hstack([v, bias_v.expand_as(v[:, :1])]),
+                pad_true(may_attend),
+            ),
+            hint=3,
+            also=(
+                bias_kv_with(mask=pad_like_first_column),
+                lambda k, v, bias_k, bias_v, may_attend: (
+                    torch.hstack([k, bias_k.expand_as(k[:, :1])]),
+                    torch.hstack([v, bias_v.expand_as(v[:, :1])]),
+                    pad_like_first_column(may_attend),
+                ),
+            ),
+        ),
+        Misconception(
             "key-only",
             "The keys have one more, the values do not.",
             wrong=lambda k, v, bias_k, bias_v, may_attend: (
@@ -691,8 +718,8 @@ ADD_BIAS_KV = Exercise(
         Style(
             "hstack",
             lambda k, v, bias_k, bias_v, may_attend: (
-                torch.hstack([k, bias_k.expand_as(k[:, :1])]),
-                torch.hstack([v, bias_v.expand_as(v[:, :1])]),
+                torch.hstack([k, bias_k.tile(len(k), 1, 1)]),
+                torch.hstack([v, bias_v.tile(len(v), 1, 1)]),
                 pad_true(may_attend),
             ),
         ),
@@ -711,7 +738,8 @@ ADD_BIAS_KV = Exercise(
 def zero_attn_with(value=0.0, dim=2, mask=pad_true, where="last"):
     def add_zero_attn(k, v, may_attend):
         def join(x):
-            extra = torch.full_like(x.narrow(dim, 0, 1), value)
+            shape = [1 if number == dim else size for number, size in enumerate(x.shape)]
+            extra = x.new_full(shape, value)
             return torch.cat([x, extra] if where == "last" else [extra, x], dim=dim)
 
         return join(k), join(v), mask(may_attend)
@@ -719,12 +747,17 @@ def zero_attn_with(value=0.0, dim=2, mask=pad_true, where="last"):
     return add_zero_attn
 
 
-def heads_of_keys(draw, with_mask=True, dtype=torch.float64):
-    N, H, S, D = 2, 3, 5, 4
+def zeros_like_first_key(k, v, may_attend, mask=pad_true):
+    k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2) for x in (k, v))
+    return k, v, mask(may_attend)
+
+
+def heads_of_keys(draw, with_mask=True, dtype=torch.float64, S=5):
+    N, H, D = 2, 3, 4
     return {
         "k": draw.normal(N, H, S, D, dtype=dtype),
         "v": draw.normal(N, H, S, D + 2, dtype=dtype),
-        "may_attend": draw.mask(N, 1, 3, S) if with_mask else None,
+        "may_attend": mask_over(draw, S) if with_mask else None,
     }
 
 
@@ -737,6 +770,7 @@ ADD_ZERO_ATTN = Exercise(
     cases=(
         Case("with a mask", heads_of_keys),
         Case("without a mask, float32", lambda draw: heads_of_keys(draw, False, FLOAT32)),
+        Case("no keys at all, S = 0", lambda draw: heads_of_keys(draw, S=0)),
     ),
     misconceptions=(
         Misconception(
@@ -793,6 +827,17 @@ ADD_ZERO_ATTN = Exercise(
             hint=1,
         ),
         Misconception(
+            "made-like-the-first",
+            "With no keys at all (S = 0) something is not added: it was made like the first key, or like the first column "
+            "of the mask, and there is none.",
+            wrong=zeros_like_first_key,
+            hint=3,
+            also=(
+                zero_attn_with(mask=pad_like_first_column),
+                lambda k, v, may_attend: zeros_like_first_key(k, v, may_attend, mask=pad_like_first_column),
+            ),
+        ),
+        Misconception(
             "keys-only",
             "The keys have one more, the values do not: then the weights no longer fit them.",
             wrong=lambda k, v, may_attend: (zero_attn_with()(k, v, None)[0], v, pad_true(may_attend)),
@@ -800,7 +845,7 @@ ADD_ZERO_ATTN = Exercise(
         ),
     ),
     styles=(
-        Style("zeros_like", zero_attn_with()),
+        Style("new_full", zero_attn_with()),
         Style(
             "F.pad",
             lambda k, v, may_attend: (F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), pad_true(may_attend)),
@@ -816,8 +861,8 @@ ADD_ZERO_ATTN = Exercise(
         Style(
             "times zero",
             lambda k, v, may_attend: (
-                torch.cat([k, k[:, :, :1].detach() * 0], -2),
-                torch.cat([v, v[:, :, :1].detach() * 0], -2),
+                torch.cat([k, torch.ones_like(k).sum(-2, keepdim=True) * 0], -2),
+                torch.cat([v, torch.ones_like(v).sum(-2, keepdim=True) * 0], -2),
                 None
                 if may_attend is None
                 else torch.cat([may_attend, may_attend.new_ones(*may_attend.shape[:-1], 1)], -1),

@@ -1,10 +1,11 @@
-"""Lesson 05, the small steps: from torch's parameters and masks to ours and back, and keys that nobody sent."""
+"""Lesson 05, the small steps: from torch's parameters, masks and NestedTensors to ours and back, and extra keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["add_bias_kv", "add_zero_attn", "export_to_torch", "load_from_torch", "to_may_attend"]
@@ -114,10 +115,36 @@ def add_zero_attn(k: Tensor, v: Tensor, may_attend: Tensor | None) -> tuple[Tens
     Returns:
         k (N, H, S + 1, D), v (N, H, S + 1, Dv), may_attend (…, S + 1) or ``None``; the zeros come last.
     """
-    k = torch.cat([k, torch.zeros_like(k[:, :, :1])], dim=2)
-    v = torch.cat([v, torch.zeros_like(v[:, :, :1])], dim=2)
+    k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))  # one row more in dimension 2, also of none
     return k, v, _one_more_true(may_attend)
 
 
 def _one_more_true(may_attend: Tensor | None) -> Tensor | None:
-    return None if may_attend is None else torch.nn.functional.pad(may_attend, (0, 1), value=True)
+    return None if may_attend is None else F.pad(may_attend, (0, 1), value=True)
+
+
+def pad_nested(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A NestedTensor as an ordinary tensor.
+
+    Args:
+        x: N sequences (their length, E).
+
+    Returns:
+        (N, S, E) with zeros at the ends, S the greatest length; and bool (N, S), True at these zeros.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in x.unbind()], device=x.device)
+    padded = x.to_padded_tensor(0.0)
+    return padded, torch.arange(padded.shape[1], device=x.device) >= lengths.unsqueeze(1)
+
+
+def nest(x: Tensor, padding: Tensor) -> Tensor:
+    """Undo `pad_nested`.
+
+    Args:
+        x: (N, S, E).
+        padding: bool (N, S), True at what goes.
+
+    Returns:
+        a NestedTensor of N sequences.
+    """
+    return torch.nested.as_nested_tensor([sequence[~gone] for sequence, gone in zip(x, padding)])

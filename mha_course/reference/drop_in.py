@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conversion import add_bias_kv, add_zero_attn, to_may_attend
+from .conversion import add_bias_kv, add_zero_attn, nest, pad_nested, to_may_attend
 from .many_heads import merge_heads, split_heads
 from .masks import to_additive
 from .misuse import refuse_misuse, refuse_wrong_masks
@@ -24,9 +24,10 @@ __all__ = ["MultiheadAttention"]
 class MultiheadAttention(nn.Module):
     """``torch.nn.MultiheadAttention``, written to be read: same parameters, same call, same numbers.
 
-    One difference, on purpose. A query that may look at nothing (a *dead row*: every key masked) gets zeros
-    from attention, so its output is ``out_proj.bias`` and its weights are zeros, with finite gradients.
-    ``nn.MultiheadAttention`` gives NaN there with weights and ``out_proj.bias`` without.
+    A query that may look at nothing (a *dead row*: every key masked) gets zeros from attention, so its output
+    is ``out_proj.bias`` and its weights are zeros, with finite gradients. ``nn.MultiheadAttention`` gives NaN
+    there with weights and ``out_proj.bias`` without. All differences are listed, each with a test, in
+    docs/drop-in.md.
 
     Args:
         embed_dim: E, features of a query and of the output.
@@ -111,7 +112,8 @@ class MultiheadAttention(nn.Module):
         """Attend.
 
         Args:
-            query: (L, N, E); batch first (N, L, E); or without a batch (L, E).
+            query: (L, N, E); batch first (N, L, E); or without a batch (L, E). Or, batch first and without masks,
+                three NestedTensors of N sequences each; the output is one, too.
             key, value: alike, with S in place of L, and kdim or vdim in place of E.
             key_padding_mask: (N, S), or (S,) without a batch. True = may not look; float = added to the scores.
             need_weights: return the weights, too. Without them a fused kernel is used that never stores them.
@@ -124,6 +126,8 @@ class MultiheadAttention(nn.Module):
             batch there is no N. In train mode the weights are those after dropout, as in PyTorch.
         """
         refuse_misuse(self, query, key, value, key_padding_mask, attn_mask, is_causal)
+        if query.is_nested:
+            return self._attend_nested(query, key, value, need_weights, average_attn_weights)
         batched = query.dim() == 3
         is_causal = is_causal and key_padding_mask is None and not need_weights
         if is_causal:
@@ -135,7 +139,10 @@ class MultiheadAttention(nn.Module):
         N, H = q.shape[0], self.num_heads
         refuse_wrong_masks(q, k, key_padding_mask, attn_mask, H, batched)
         may_attend = to_may_attend(attn_mask, key_padding_mask, N, H)
-        bias = _score_bias(attn_mask, key_padding_mask, N, H)
+        bias = _score_bias(attn_mask, key_padding_mask, N, H, q.dtype)
+        if bias is not None:  # finite numbers, too, can have become −∞: by their sum, or in a narrower type
+            closed = bias == -torch.inf
+            bias, may_attend = bias.masked_fill(closed, 0.0), may_attend & ~closed
         if self.bias_k is not None:
             k, v, may_attend = add_bias_kv(k, v, self.bias_k, self.bias_v, may_attend)
         q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
@@ -150,7 +157,7 @@ class MultiheadAttention(nn.Module):
             mask = to_additive(may_attend | dead, q.dtype)  # no row is all −∞: gradients stay finite
         if bias is not None:
             bias = F.pad(bias, (0, k.shape[2] - bias.shape[-1]))  # nothing is added at the extra keys
-            mask = mask + (bias if q.dtype == query.dtype else bias.to(q.dtype))  # they differ under autocast
+            mask = mask + bias
 
         dropout_p, weights = self.dropout if self.training else 0.0, None
         if need_weights:
@@ -160,6 +167,20 @@ class MultiheadAttention(nn.Module):
             output = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
         output = merge_heads(output if dead is None else output.masked_fill(dead, 0.0))  # (N, L, E)
         return self.out_proj(self._swap_layout(output) if batched else output.squeeze(0)), weights
+
+    def _attend_nested(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, average_attn_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` for NestedTensors, which ``nn.TransformerEncoder`` makes in eval mode: pad, attend, cut to size."""
+        padded = {id(x): pad_nested(x) for x in (query, key, value)}  # what was one tensor stays one
+        (q, beyond), (k, padding), (v, _) = (padded[id(x)] for x in (query, key, value))
+        output, weights = self.forward(
+            q, k, v, padding, need_weights, average_attn_weights=average_attn_weights
+        )
+        if weights is not None:
+            beyond_end = beyond.unsqueeze(-1) if average_attn_weights else beyond[:, None, :, None]
+            weights = weights.masked_fill(beyond_end, 0.0)
+        return nest(output, beyond), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """The three input projections, in the caller's layout: (…, E) each. One product if all three are one tensor."""
@@ -180,25 +201,8 @@ class MultiheadAttention(nn.Module):
             return x.unsqueeze(0)  # (1, L, E)
         return x if self.batch_first else x.transpose(0, 1)
 
-    def merge_masks(
-        self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
-    ) -> tuple[Tensor | None, int | None]:
-        """Both masks in one, and which there were: what ``nn.TransformerEncoderLayer`` asks of its attention.
-
-        Args:
-            attn_mask: (L, L) or (N·H, L, L); True or −∞ = may not look.
-            key_padding_mask: (N, L), of the same dtype.
-            query: (N, L, E).
-
-        Returns:
-            the mask, and 2 with an ``attn_mask``: (N, H, L, L); 1 with ``key_padding_mask`` alone, as it is;
-            ``None`` without any.
-        """
-        N, L, _ = query.shape
-        merged = sum(_by_head(attn_mask, key_padding_mask, N, self.num_heads))
-        if attn_mask is None:
-            return key_padding_mask, None if key_padding_mask is None else 1
-        return merged.expand(N, self.num_heads, L, L), 2
+    # No attention in it: what nn.TransformerEncoderLayer asks for, to hand both masks to its fused kernel as one.
+    merge_masks = nn.MultiheadAttention.merge_masks
 
 
 SCORES_AT_ONCE = 2**22  # 16 MiB of float32: memory that was used a moment ago is faster than new
@@ -216,7 +220,11 @@ def _attend(
     """Attention with its weights: output (N, H, L, D) and weights (N, L, S), or (N, H, L, S) if not averaged."""
     (N, H, L, _), S = q.shape, k.shape[2]
     k, v = k.contiguous(), v.contiguous()  # every product below would make its own copy
-    if torch.compiler.is_compiling() or dropout_p or N * H * L * S <= SCORES_AT_ONCE:
+    scores = N * H * L * S
+    traced = torch.compiler.is_compiling() or not isinstance(
+        scores, int
+    )  # sizes are left open: no fixed blocks
+    if traced or dropout_p or scores <= SCORES_AT_ONCE:
         return _attend_rows(q, k, v, mask, dead, dropout_p, average)
     rows = max(1, SCORES_AT_ONCE // (N * H * S))  # some queries at a time
 
@@ -233,7 +241,7 @@ def _attend(
 
 def _attend_rows(q, k, v, mask, dead, dropout_p, average) -> tuple[Tensor, Tensor]:
     """`_attend` in one go: lesson 02's `masked_softmax`, with the zeros of dead rows where least is to be filled."""
-    scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (N, H, L, S); q is smaller than the scores: divide it
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (N, H, L, S); q is smallest: divide it
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     del scores
     if dropout_p:
@@ -260,7 +268,9 @@ def _by_head(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, 
     return masks
 
 
-def _score_bias(attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int) -> Tensor | None:
-    """The finite numbers in float masks, to be added to the scores; ``None`` without float masks."""
+def _score_bias(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, N: int, H: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Float masks as one sum, to be added to scores of ``dtype``; ``None`` without float masks."""
     masks = [mask for mask in _by_head(attn_mask, key_padding_mask, N, H) if mask.is_floating_point()]
-    return sum(mask.masked_fill(mask == -torch.inf, 0.0) for mask in masks) if masks else None
+    return sum(masks).to(dtype) if masks else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from torch import Tensor, bool, nn
+from torch import Tensor, bool, nn, strided
 
 __all__: list[str] = []
 
@@ -22,14 +22,19 @@ def refuse_misuse(
 
     Raises:
         AssertionError: a mask that is neither bool nor float; numbers of dimensions that do not fit; a wrong
-            embed_dim, kdim or vdim; keys that do not match values or their padding mask; nested tensors.
+            embed_dim, kdim or vdim; keys that do not match values or their padding mask; NestedTensors that
+            cannot be padded.
+        TypeError: a mask that is no Tensor.
         RuntimeError: ``is_causal`` without ``attn_mask``.
     """
     if query.is_nested or key.is_nested or value.is_nested:
-        raise AssertionError(
-            "MultiheadAttention does not support NestedTensor here: pad it and pass key_padding_mask"
+        _refuse_nested(
+            module, query, key, value, key_padding_mask is not None or attn_mask is not None or is_causal
         )
+        return
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"{name} must be a Tensor, not {type(mask).__name__}")
         if mask is not None and mask.dtype != bool and not mask.is_floating_point():
             raise AssertionError(f"only bool and floating types of {name} are supported")
     if key_padding_mask is not None and attn_mask is not None and key_padding_mask.dtype != attn_mask.dtype:
@@ -72,6 +77,25 @@ def refuse_misuse(
     if module.in_proj_weight is None and (key.shape[-1] != module.kdim or value.shape[-1] != module.vdim):
         raise AssertionError(
             f"expecting {module.kdim} features of key and {module.vdim} of value, but got {key.shape[-1]} and {value.shape[-1]}"
+        )
+
+
+def _refuse_nested(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, masked: bool) -> None:
+    """Raise unless the three are NestedTensors that can be padded, attended, and cut to size again."""
+    inputs = (query, key, value)
+    why = None
+    if masked:
+        why = "masks do not fit sequences of different lengths"
+    elif not module.batch_first:
+        why = "batch_first is False"
+    elif not all(x.is_nested and x.layout == strided for x in inputs):
+        why = "query, key and value must all be nested, in the strided layout"
+    elif [len(x) for x in key.unbind()] != [len(x) for x in value.unbind()]:
+        why = "key and value have different lengths"
+    if why:
+        raise AssertionError(
+            f"MultiheadAttention does not support NestedTensor here: {why}. "
+            "Pad it (to_padded_tensor) and pass key_padding_mask."
         )
 
 

@@ -265,7 +265,8 @@ check(export_to_torch)
 # ones: a place to look when no word fits. So everything that has $S$ columns now needs $S + 1$: **the mask, too.** Everybody
 # may look there.
 #
-# By hand: keys $(3), (7)$, learned key $(5)$ → $(3), (7), (5)$; a mask row (True, False) → (True, False, **True**).
+# By hand: keys $(3), (7)$, learned key $(5)$ → $(3), (7), (5)$; a mask row (True, False) → (True, False, **True**). If there
+# are no other keys ($S = 0$), the learned one stands alone, and so does the mask's new column.
 
 
 # %% nbgrader={"grade": false, "grade_id": "add_bias_kv", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -316,7 +317,8 @@ check(add_bias_kv)
 #
 # By hand: one key $(2)$ with value $(8)$, and the query $(0)$. Alone, the key gets all the weight and the output is 8. With the
 # zeros beside it, keys $(2), (0)$ and values $(8), (0)$, both scores are 0: weights $(\tfrac12, \tfrac12)$, output 4. And if the
-# mask closes the real key, the row $(\text{False}, \textbf{True})$ gives weights $(0, 1)$ and output 0.
+# mask closes the real key, the row $(\text{False}, \textbf{True})$ gives weights $(0, 1)$ and output 0. With no real keys at
+# all ($S = 0$) the zeros are the only key, and the output is 0 as well.
 
 
 # %% nbgrader={"grade": false, "grade_id": "add_zero_attn", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -345,7 +347,7 @@ def add_zero_attn(k, v, may_attend):
 #
 # <details><summary>Hint 3: nearly the line</summary>
 #
-# `torch.zeros_like(k[:, :, :1])` is one key of zeros per head; `torch.cat([k, …], dim=2)`.
+# `k.new_zeros(N, H, 1, D)` is one key of zeros per head, also where there is no key yet; `torch.cat([k, …], dim=2)`.
 # </details>
 #
 # <details><summary>Stuck? Go on with the course's version</summary>
@@ -653,6 +655,12 @@ for name in ("self_attn", "multihead_attn"):
     yours.load_state_dict(getattr(layer, name).state_dict())
     setattr(layer, name, yours)
 print("difference:", (layer(target, memory) - before).abs().max().item())
+
+# %% [markdown]
+# An *encoder* layer in eval mode, without gradients, is another matter: it takes the parameters of `self_attn` and computes
+# everything in one fused kernel. Your `forward` is not called there, and an empty sentence is NaN again
+# (`torch.backends.mha.set_fastpath_enabled(False)` turns that off). This and every other place where the course's version
+# and torch's differ is in `docs/drop-in.md`.
 
 # %% [markdown]
 # ## Recap
