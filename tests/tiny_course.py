@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mha_course"
-MODULES = ("__init__", "__main__", "bootstrap", "cli", "doctor", "lab", "lessons", "running_tests")
+SET_UP = ("__init__", "__main__", "bootstrap", "cli", "doctor", "installing", "lab", "lessons", "needs")
+MODULES = (*SET_UP, "running_tests")
 
 PYPROJECT = """
 [build-system]
