@@ -17,10 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .needs import ROOT, TORCH, SetUpError, torch_requirement
+from .needs import ROOT, TORCH, SetUpError, in_range, split, torch_requirement
 
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "constraints.txt"  # made by `python3 -m mha_course constraints`
+UV = "uv>=0.9,<1"  # a test compares it with pyproject.toml
 NEEDED_GB = 2.0  # torch for the CPU and all the rest, and the downloads that uv keeps (Linux, torch 2.13)
 
 TEXT = {"encoding": "utf-8", "errors": "replace"}
@@ -42,17 +43,29 @@ def in_venv(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def find_uv() -> list[str]:
-    """The command that installs with uv, from ``.venv`` or PATH; empty if there is no uv, and pip must do it all."""
-    scripts = str(venv_python().parent)
-    if not shutil.which("uv", path=scripts):
-        limits = ["--only-binary", ":all:", "--constraint", str(CONSTRAINTS)]
-        in_venv("-m", "pip", "install", "--quiet", *limits, "uv")
-    program = shutil.which("uv", path=os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]))
+    """The command that installs with uv, put into ``.venv`` if need be; empty where pip must do it all."""
+    program = here_is_uv()
+    if not program:
+        in_venv(
+            "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--constraint", str(CONSTRAINTS), UV
+        )
+        program = here_is_uv()
     if not program:
         say("uv cannot be had here: pip installs, which takes longer, and takes the PyTorch that PyPI has.")
         return []
     alone = pip_settings().get("no-index", "0").lower() in ("1", "true", "yes", "on")
     return [program, "pip", "install", "--python", str(venv_python()), *(["--no-index"] if alone else [])]
+
+
+def here_is_uv() -> str:
+    """A uv that knows all we ask it for, in ``.venv`` or on PATH; "" if there is none."""
+    places = os.pathsep.join([str(venv_python().parent), os.environ.get("PATH", os.defpath)])
+    with contextlib.suppress(OSError, TypeError):  # TypeError: there is none
+        program = shutil.which("uv", path=places)
+        told = subprocess.run([program, "--version"], capture_output=True, **TEXT).stdout
+        if in_range(told.removeprefix("uv "), split(UV)[1]):
+            return program
+    return ""
 
 
 def fill(uv: list[str], *arguments: str, for_uv: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_course
 
-from mha_course import bootstrap, doctor
+from mha_course import bootstrap, doctor, needs
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def packages_are(monkeypatch):
     """Pretend that these versions are installed, and nothing else."""
 
     def pretend(**versions):
-        monkeypatch.setattr(bootstrap, "installed_version", lambda name: versions.get(name, ""))
+        monkeypatch.setattr(needs, "installed_version", lambda name: versions.get(name, ""))
 
     return pretend
 
@@ -130,7 +130,7 @@ def test_without_psutil_free_memory_is_still_told_on_linux(monkeypatch):
 
 def test_a_half_made_environment_is_bad_where_it_is_needed(monkeypatch):
     monkeypatch.setattr(bootstrap, "look", lambda: ("unfinished", ""))
-    monkeypatch.setattr(bootstrap, "problems", lambda: [bootstrap.Problem("numpy", "")])
+    monkeypatch.setattr(needs, "problems", lambda: [needs.Problem("numpy", "")])
     finding = doctor.python()[-1]
     assert finding.status == "bad"
     assert "unfinished" in finding.text

@@ -12,7 +12,7 @@ import yaml
 
 import mha_course
 from mha_course import __main__ as start
-from mha_course import bootstrap
+from mha_course import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def all_requirements():
 
 @pytest.mark.parametrize("requirement", all_requirements())
 def test_every_requirement_has_a_lower_and_an_upper_bound_that_the_set_up_understands(requirement):
-    name, versions = bootstrap.split(requirement)
+    name, versions = needs.split(requirement)
     exactly = versions.startswith("==")
     assert exactly == (name == "torch")
     assert exactly or re.fullmatch(r">=[\d.]+,<[\d.]+", versions)
@@ -49,7 +49,7 @@ def test_conda_installs_this_folder_and_so_exactly_what_pyproject_pins():
     assert pip == "pip"
     name, version = python.split("=")
     assert name == "python"
-    assert bootstrap.in_range(version, PROJECT["project"]["requires-python"])
+    assert needs.in_range(version, PROJECT["project"]["requires-python"])
     (editable,) = through_pip  # one line, and nothing of its own that could differ
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)[1].split(",")
     assert set(extras) == set(PROJECT["project"]["optional-dependencies"]) - {
