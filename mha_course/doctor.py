@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,9 +241,11 @@ def kernel() -> list[Finding]:
         return []  # said already
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # as `lab` does
     try:
-        from jupyter_client.kernelspec import KernelSpecManager
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # IPython's, on a home folder that cannot be written
+            from jupyter_client.kernelspec import KernelSpecManager
 
-        spec = KernelSpecManager().get_kernel_spec("python3")
+            spec = KernelSpecManager().get_kernel_spec("python3")
         program = spec.argv[0]
     except Exception as error:  # whatever is wrong with it, it is a finding
         return [Finding("bad", "kernel", f"no kernel python3 ({error})", SET_UP)]

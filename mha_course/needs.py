@@ -89,7 +89,7 @@ def torch_arguments() -> list[str]:
 
 
 def pin() -> str:
-    """The torch of pyproject.toml ("torch==2.13.0")."""
+    """The torch that pyproject.toml asks for."""
     return next(line for line in project()["project"]["dependencies"] if split(line)[0] == "torch")
 
 
