@@ -108,7 +108,9 @@ def choose_build(uv: list[str], torch: list[str]) -> list[str]:
         if way is not exactly:
             say("PyTorch's own index cannot be reached, or lacks this build: looking elsewhere.")
     version = re.search(r"^ \+ torch==(\S+)", done.stderr, re.MULTILINE)
-    if version and not gpu and sys.platform == "linux":
+    if version and gpu and "--torch-backend" in way:
+        say(f"There is an NVIDIA GPU here ({gpu}): taking a build that suits its driver, several GB.")
+    elif version and not gpu and sys.platform == "linux":
         if "+cpu" in version[1]:
             say(
                 f"No NVIDIA GPU here: taking the CPU build, about 200 MB. (For another: {TORCH} in README.md.)"

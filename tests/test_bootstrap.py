@@ -488,7 +488,12 @@ print(" + jinja2==3.1.6\\n + torch==" + version, file=sys.stderr)
             ["PyTorch's own index cannot be reached", "for NVIDIA GPUs: several GB"],
         ),
         ("", {"none": "2.13.0+cpu"}, "", ["PyTorch's own index cannot be reached", "taking the CPU build"]),
-        ("H200", {"auto": "2.13.0+cu130", "none": "2.13.0"}, "auto", []),
+        (
+            "H200",
+            {"auto": "2.13.0+cu130", "none": "2.13.0"},
+            "auto",
+            ["GPU here (H200): taking a build that suits"],
+        ),
         ("H200", {"none": "2.13.0"}, "", ["PyTorch's own index cannot be reached"]),
         ("", {}, "", ["PyTorch's own index cannot be reached"]),
     ],

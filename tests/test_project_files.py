@@ -264,10 +264,17 @@ def test_continuous_integration_calls_the_one_test_command():
     commands = [
         line for line in script.read_text().splitlines() if line and not line.lstrip().startswith("#")
     ]
-    assert commands[-1] == "python3 -m mha_course test"
-    assert "pip install" not in script.read_text()
-    if os.name == "posix":
-        assert os.access(script, os.X_OK)
+    assert commands[-2:] == [".ci/default-build", "python3 -m mha_course test"]
+    for path in script.parent.iterdir():
+        assert "pip install" not in path.read_text()
+        assert os.name != "posix" or os.access(path, os.X_OK)
+
+
+def test_what_the_default_build_of_torch_is_tried_with_exists():
+    script = text_of(".ci/default-build")
+    assert re.findall(r"graded=(\w+)", script)[0] in text_of("tests/test_grading_lessons.py")
+    assert (ROOT / "solutions" / re.search(r"\[(\d\d_\w+)\]", script)[1]).is_dir()
+    assert all((ROOT / name).exists() for name in re.findall(r"tests/test_(?!environments)\w+\.py", script))
 
 
 BACKGROUND = """
