@@ -22,7 +22,7 @@ from .needs import ROOT, TORCH, SetUpError, in_range, split, torch_requirement
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "constraints.txt"  # made by `python3 -m mha_course constraints`
 UV = "uv>=0.9,<1"  # a test compares it with pyproject.toml
-NEEDED_GB = 2.0  # torch for the CPU and all the rest, and the downloads that uv keeps (Linux, torch 2.13)
+NEEDED_GB = 2.5  # torch for the CPU and all the rest, and the downloads that uv keeps (Linux, torch 2.13)
 
 TEXT = {"encoding": "utf-8", "errors": "replace"}
 AGAIN = "Then run the same command again: it carries on where it stopped."
@@ -155,7 +155,10 @@ def uv_variables() -> dict[str, str]:
         "proxy": "ALL_PROXY",
         "retries": "UV_HTTP_RETRIES",
     }
-    given = {"UV_LINK_MODE": "copy"}  # linked files would change in all environments when they change in one
+    given = {
+        "UV_LINK_MODE": "copy",  # linked files would change in all environments when they change in one
+        "UV_COMPILE_BYTECODE": "1",  # as pip does; the first start would take it upon itself otherwise
+    }
     for name, value in pip_settings().items():
         if name in names:
             given[names[name]] = ("," if name == "find-links" else " ").join(value.split())

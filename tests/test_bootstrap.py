@@ -92,6 +92,7 @@ def test_a_fresh_clone_sets_itself_up_and_opens_the_first_lesson(run, ready):
     assert "--LabApp.default_url=/lab/tree/work/00_start_here/00_start_here.ipynb" in seen["arguments"]
     assert (root / "work" / "00_start_here" / "00_start_here.ipynb").exists()
     assert marker(root)["finished"]
+    assert list((site_packages(root) / "mha_course_tiny" / "__pycache__").glob("__init__.*.pyc"))
     assert (site_packages(root) / "mha_course_tiny-1.5.dist-info").exists()  # as constraints.txt has it
 
 
