@@ -49,6 +49,9 @@ COMMANDS = {
     "test": Command(
         "running_tests", "run the course's own tests", arguments="...", extras=("test",), light=True
     ),
+    "constraints": Command(
+        "constraints", "choose all exact versions anew (constraints.txt)", extras=("test",), light=True
+    ),
     "build": Command("building", "make the notebooks from solutions/"),
     "audit": Command("checking.audit", "put every known wrong answer to the checks"),
     "gpu": Command("measuring.command", "check and measure attention on a GPU, and write it down"),
@@ -127,7 +130,7 @@ def overview(unknown: str = "") -> str:
     """What there is, one line for each command."""
     lines = [f"There is no command {unknown!r}.", ""] if unknown else []
     lines += ["mha-course COMMAND, or python3 -m mha_course COMMAND. The commands:", ""]
-    lines += [f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "mha-course COMMAND --help says more about one."]
     return "\n".join(lines)
 

@@ -14,20 +14,25 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bootstrap
-from .bootstrap import ROOT, SetUpError
+from . import bootstrap, installing, needs
+from .needs import ROOT, TORCH, SetUpError
 
 GB = 1e9
 SIGNS = {"good": "✓", "note": "·", "bad": "✗"}
+PLAIN_SIGNS = {"good": "ok", "note": "--", "bad": "!!"}  # for a terminal that has no other letters
 SET_UP = "run: python3 -m mha_course lab (it sets everything up)"
 ASK_TORCH = """
-import json, torch
-cuda = torch.cuda.is_available()
+import json, torch, warnings
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    cuda = torch.cuda.is_available()
 print(json.dumps({
-    "version": torch.__version__,
+    "build": [torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None)],
+    "warned": " ".join(str(warning.message) for warning in warned),
     "sum": float((torch.ones(3) @ torch.ones(3, 3)).sum()),
     "cuda": torch.cuda.get_device_name(0) if cuda else "",
     "mps": torch.backends.mps.is_available(),
@@ -53,8 +58,21 @@ class Finding:
     cure: str = ""
 
     def __str__(self):
-        line = f"{SIGNS[self.status]} {self.what:<11} {self.text}"
-        return line + (f"\n  {'':<11} → {self.cure}" if self.cure else "")
+        line = f"{signs()[self.status]} {self.what:<11} {self.text}"
+        return line + (f"\n  {'':<11} {arrow()} {self.cure}" if self.cure else "")
+
+
+def signs() -> dict[str, str]:
+    """A sign for each status, in letters that this terminal has."""
+    try:
+        "".join((*SIGNS.values(), "→")).encode(sys.stdout.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return PLAIN_SIGNS
+    return SIGNS
+
+
+def arrow() -> str:
+    return "→" if signs() is SIGNS else "->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +84,7 @@ def main(args: argparse.Namespace | None = None) -> int:
 
     A set-up in ``.venv`` is looked at from inside, whichever Python this was started with.
     """
-    if bootstrap.problems() and not bootstrap.inside_venv() and bootstrap.look()[0] == "ready":
+    if needs.problems() and not bootstrap.inside_venv() and bootstrap.look()[0] == "ready":
         return bootstrap.hand_over(bootstrap.venv_python(), ["doctor"])
     os.environ.pop(bootstrap.HANDED_OVER, None)
     return report()
@@ -95,7 +113,7 @@ def report(brief: bool = False) -> int:
         print()
     if wrong:
         print(
-            f"{wrong} {'thing needs' if wrong == 1 else 'things need'} your attention: see the lines with {SIGNS['bad']}."
+            f"{wrong} {'thing needs' if wrong == 1 else 'things need'} your attention: see the lines with {signs()['bad']}."
         )
     else:
         print("Everything that is needed is here.")
@@ -109,15 +127,15 @@ def python() -> list[Finding]:
     state, why = bootstrap.look()
     if state in ("broken", "unfinished"):
         text = f".venv is {state}" + (f": {why}" if why else "")
-        status = "bad" if bootstrap.problems() or bootstrap.inside_venv() else "note"
+        status = "bad" if needs.problems() or bootstrap.inside_venv() else "note"
         found.append(Finding(status, "set-up", text, "run: python3 -m mha_course lab (it makes .venv good)"))
     return found
 
 
 def packages() -> list[Finding]:
     """Every requirement of pyproject.toml but torch: is it here, is it in range?"""
-    lacking = {problem.name: problem for problem in bootstrap.problems() if problem.name != "torch"}
-    wanted = [bootstrap.split(line)[0] for line in bootstrap.requirements()]
+    lacking = {problem.name: problem for problem in needs.problems() if problem.name != "torch"}
+    wanted = [needs.split(line)[0] for line in needs.requirements()]
     found = [
         Finding("bad", problem.name, f"{problem.found}, which is not {problem.wanted}", SET_UP)
         for problem in lacking.values()
@@ -126,9 +144,7 @@ def packages() -> list[Finding]:
     absent = [problem.name for problem in lacking.values() if not problem.found]
     if absent:
         found.append(Finding("bad", "packages", "not installed: " + ", ".join(absent), SET_UP))
-    here = [
-        f"{name} {bootstrap.installed_version(name)}" for name in wanted if name not in ("torch", *lacking)
-    ]
+    here = [f"{name} {needs.installed_version(name)}" for name in wanted if name not in ("torch", *lacking)]
     if here:
         found.append(Finding("good", "packages", ", ".join(here)))
     return found
@@ -136,12 +152,12 @@ def packages() -> list[Finding]:
 
 def torch() -> list[Finding]:
     """torch's version, whether it computes, and the devices it sees."""
-    version = bootstrap.installed_version("torch")
+    version = needs.installed_version("torch")
     if not version:
         return [Finding("bad", "torch", "not installed", SET_UP)]
     found = []
-    _, wanted = bootstrap.split(bootstrap.torch_requirement())
-    if bootstrap.in_range(version, wanted):
+    _, wanted = needs.split(needs.torch_requirement())
+    if needs.in_range(version, wanted):
         found.append(Finding("good", "torch", version))
     else:
         found.append(Finding("bad", "torch", f"{version}, which is not {wanted}", SET_UP))
@@ -158,6 +174,7 @@ def torch() -> list[Finding]:
                 "bad", "torch", "computes wrongly: ones(3) @ ones(3, 3) is not 3, 3, 3", "reinstall torch"
             )
         )
+    found.append(build(told))
     if told["cuda"]:
         found.append(Finding("good", "device", f"CUDA: {told['cuda']}"))
     elif told["mps"]:
@@ -167,6 +184,36 @@ def torch() -> list[Finding]:
             Finding("good", "device", f"the CPU, {told['threads']} threads; the course needs no GPU")
         )
     return found
+
+
+def build(told: dict) -> Finding:
+    """Which of its builds this torch is, and whether that suits the machine.
+
+    Args:
+        told: what it says of itself.
+    """
+    cuda, rocm, xpu = told["build"]
+    gpu = installing.nvidia_gpu()
+    cure = f'{TORCH}="{needs.pin()} --torch-backend auto" python3 -m mha_course lab'
+    if not bootstrap.inside_venv():
+        cure = "install another build here; PyTorch's installation page says how"
+    if cuda and told["cuda"]:
+        return Finding("good", "build", f"for NVIDIA GPUs (CUDA {cuda}), and there is one")
+    if cuda and gpu:
+        why = told["warned"].split(". ")[0] or "it does not say why"
+        text = (
+            f"for NVIDIA GPUs (CUDA {cuda}), but it cannot use the one here ({gpu}), and takes the CPU: {why}"
+        )
+        return Finding("note", "build", text, f"a newer driver, or a build that suits this one: {cure}")
+    if cuda:
+        text = f"for NVIDIA GPUs (CUDA {cuda}), but there is no NVIDIA GPU here. It works; the CPU build is smaller"
+        return Finding("note", "build", f"{text} (200 MB instead of several GB)")
+    if rocm or xpu:
+        return Finding("good", "build", f"for AMD GPUs (ROCm {rocm})" if rocm else "for Intel GPUs")
+    if gpu:
+        text = f"for the CPU, but there is an NVIDIA GPU here ({gpu}): lesson 07 will use the CPU"
+        return Finding("note", "build", text, f"to use the GPU: {cure}")
+    return Finding("good", "build", "for this Mac" if sys.platform == "darwin" else "for the CPU")
 
 
 def ask_torch() -> tuple[dict | None, str]:
@@ -185,32 +232,34 @@ def ask_torch() -> tuple[dict | None, str]:
     except subprocess.TimeoutExpired:
         return None, "no answer within two minutes"
     except (ValueError, IndexError):
-        return None, bootstrap.last_line(asked.stderr) or f"it ended with code {asked.returncode}"
+        return None, installing.last_line(asked.stderr) or f"it ended with code {asked.returncode}"
 
 
 def kernel() -> list[Finding]:
     """Whether a notebook's kernel "python3" would run in this very environment."""
-    if not bootstrap.installed_version("ipykernel"):
+    if not needs.installed_version("ipykernel"):
         return []  # said already
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # as `lab` does
     try:
-        from jupyter_client.kernelspec import KernelSpecManager
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # IPython's, on a home folder that cannot be written
+            from jupyter_client.kernelspec import KernelSpecManager
 
-        spec = KernelSpecManager().get_kernel_spec("python3")
+            spec = KernelSpecManager().get_kernel_spec("python3")
         program = spec.argv[0]
     except Exception as error:  # whatever is wrong with it, it is a finding
         return [Finding("bad", "kernel", f"no kernel python3 ({error})", SET_UP)]
     name = Path(program).name.removesuffix(".exe")
     ours = program == sys.executable or (not os.path.isabs(program) and name.startswith("python"))
     if ours or (os.path.exists(program) and Path(program).parent == Path(sys.executable).parent):
-        return [Finding("good", "kernel", f"python3, ipykernel {bootstrap.installed_version('ipykernel')}")]
+        return [Finding("good", "kernel", f"python3, ipykernel {needs.installed_version('ipykernel')}")]
     cure = f"remove it: jupyter kernelspec remove python3 (it is in {spec.resource_dir})"
     return [Finding("bad", "kernel", f"python3 belongs to another Python ({program})", cure)]
 
 
 def nbgrader() -> list[Finding]:
     """Whether nbgrader's Validate button is in this environment's JupyterLab, and alembic for its gradebook."""
-    version = bootstrap.installed_version("nbgrader")
+    version = needs.installed_version("nbgrader")
     if not version:
         return []  # said already
     places = [Path(sys.prefix), *(Path(entry).parents[1] for entry in jupyter_data_folders())]
@@ -269,7 +318,7 @@ def free_memory() -> float | None:
 def disk() -> list[Finding]:
     """Free disk space where the course is."""
     free = shutil.disk_usage(ROOT).free
-    needed = bootstrap.NEEDED_GB if bootstrap.problems() else 0.2
+    needed = installing.NEEDED_GB if needs.problems() else 0.2
     if free < needed * GB:
         return [
             Finding("bad", "disk", f"{free / GB:.1f} GB free in {ROOT}, needed are {needed}", "make room")

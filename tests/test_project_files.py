@@ -1,18 +1,25 @@
 """The files around the code: they agree with each other, and with what is there."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import mha_course
 from mha_course import __main__ as start
-from mha_course import bootstrap
+from mha_course import constraints as constraints_command
+from mha_course import installing, needs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -35,7 +42,7 @@ def all_requirements():
 
 @pytest.mark.parametrize("requirement", all_requirements())
 def test_every_requirement_has_a_lower_and_an_upper_bound_that_the_set_up_understands(requirement):
-    name, versions = bootstrap.split(requirement)
+    name, versions = needs.split(requirement)
     exactly = versions.startswith("==")
     assert exactly == (name == "torch")
     assert exactly or re.fullmatch(r">=[\d.]+,<[\d.]+", versions)
@@ -49,12 +56,101 @@ def test_conda_installs_this_folder_and_so_exactly_what_pyproject_pins():
     assert pip == "pip"
     name, version = python.split("=")
     assert name == "python"
-    assert bootstrap.in_range(version, PROJECT["project"]["requires-python"])
-    (editable,) = through_pip  # one line, and nothing of its own that could differ
+    assert needs.in_range(version, PROJECT["project"]["requires-python"])
+    constraint, editable = through_pip  # nothing of its own that could differ
+    assert constraint == f"--constraint {installing.CONSTRAINTS.name}"
+    assert re.findall(r"\d+\.\d+", text_of("environment.yml")) == [version]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)[1].split(",")
     assert set(extras) == set(PROJECT["project"]["optional-dependencies"]) - {
         "cluster"
     }  # for instructors who ask for it
+
+
+def constraints():
+    lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    return [Requirement(line) for line in lines]
+
+
+MACHINES = [
+    {
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.{patch}",
+        "sys_platform": system,
+        "platform_system": {"linux": "Linux", "darwin": "Darwin", "win32": "Windows"}[system],
+        "os_name": "nt" if system == "win32" else "posix",
+        "platform_machine": machine,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "extra": "",
+    }
+    for minor in (11, 12, 13)
+    for patch in (0, 7)
+    for system, machine in [
+        ("linux", "x86_64"),
+        ("linux", "aarch64"),
+        ("darwin", "arm64"),
+        ("darwin", "x86_64"),
+        ("win32", "AMD64"),
+    ]
+]
+
+
+def exact_versions(machine):
+    """{name: version} of what constraints.txt has for a machine. None has two."""
+    there = [line for line in constraints() if line.marker is None or line.marker.evaluate(machine)]
+    assert len({line.name for line in there}) == len(there)
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in there}
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m['python_full_version']}-{m['sys_platform']}")
+def test_constraints_have_one_version_that_fits_for_each_requirement_on_every_machine(machine):
+    """If this fails: python3 -m mha_course constraints."""
+    there = exact_versions(machine)
+    for line in [*all_requirements(), *PROJECT["build-system"]["requires"], installing.UV]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(there[canonicalize_name(wanted.name)]), line
+
+
+def test_constraints_hold_for_what_is_needed_in_turn_too():
+    """Followed through what is installed here, from this project down. If it fails: mha_course constraints --upgrade."""
+    here = exact_versions({**default_environment(), "extra": ""})
+    seen, ahead = set(), [Requirement(line) for line in all_requirements()]
+    while ahead:
+        wanted = ahead.pop()
+        name = canonicalize_name(wanted.name)
+        if (name, *wanted.extras) in seen:
+            continue
+        seen.add((name, *wanted.extras))
+        assert name in here, f"{wanted} is needed, but constraints.txt does not have it"
+        assert wanted.specifier.contains(here[name], prereleases=True), (
+            f"{wanted} is needed, not {here[name]}"
+        )
+        with contextlib.suppress(metadata.PackageNotFoundError):  # an extra that is not installed
+            if (
+                Version(metadata.version(name)).public == here[name]
+            ):  # another version may need something else
+                ahead += needed_by(name, wanted.extras or {""})
+    assert len(seen) > 20
+
+
+def needed_by(name, extras):
+    """The requirements of an installed distribution that hold here, with these extras of its own."""
+    inner = [Requirement(line) for line in metadata.requires(name) or []]
+    return [
+        line
+        for line in inner
+        if line.marker is None or any(line.marker.evaluate({"extra": x}) for x in extras)
+    ]
+
+
+def test_constraints_name_versions_and_nothing_else():
+    assert [line for line in constraints() if line.url or not str(line.specifier).startswith("==")] == []
+    assert not re.search(r"://|--|@|sha256", text_of("constraints.txt"))
+    assert f"#    {constraints_command.COMMAND}" in text_of("constraints.txt")
+
+
+def test_the_set_up_asks_for_the_uv_of_pyproject():
+    assert installing.UV in PROJECT["project"]["optional-dependencies"]["test"]
 
 
 def test_torch_is_pinned_in_one_place():
@@ -73,7 +169,7 @@ def test_torch_is_pinned_in_one_place():
             else []
         )
         found |= {path.relative_to(ROOT).as_posix(): pins} if pins else {}
-    assert found == {"pyproject.toml": [pin]}
+    assert found == {"pyproject.toml": [pin], "constraints.txt": [pin]}  # the latter is made from the former
     assert set(pattern.findall(text_of("README.md"))) == {pin}  # an example; it must not mislead
 
 
@@ -106,7 +202,10 @@ def test_importing_the_package_imports_the_standard_library_only():
     assert "torch" not in tops
 
 
-@pytest.mark.parametrize("module", ["bootstrap", "cli", "doctor", "lab", "lessons", "running_tests"])
+@pytest.mark.parametrize(
+    "module",
+    ["bootstrap", "cli", "constraints", "doctor", "installing", "lab", "lessons", "needs", "running_tests"],
+)
 def test_what_runs_before_the_set_up_needs_the_standard_library_only(module):
     done = subprocess.run(
         [
@@ -165,10 +264,32 @@ def test_continuous_integration_calls_the_one_test_command():
     commands = [
         line for line in script.read_text().splitlines() if line and not line.lstrip().startswith("#")
     ]
-    assert commands[-1] == "python3 -m mha_course test"
-    assert "pip install" not in script.read_text()
-    if os.name == "posix":
-        assert os.access(script, os.X_OK)
+    assert commands[-2:] == [".ci/default-build", "python3 -m mha_course test"]
+    for path in script.parent.iterdir():
+        assert "pip install" not in path.read_text()
+        assert os.name != "posix" or os.access(path, os.X_OK)
+
+
+def test_what_the_default_build_of_torch_is_tried_with_exists():
+    script = text_of(".ci/default-build")
+    assert re.findall(r"graded=(\w+)", script)[0] in text_of("tests/test_grading_lessons.py")
+    assert (ROOT / "solutions" / re.search(r"\[(\d\d_\w+)\]", script)[1]).is_dir()
+    assert all((ROOT / name).exists() for name in re.findall(r"tests/test_(?!environments)\w+\.py", script))
+
+
+BACKGROUND = """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
+sys.path.insert(0, sys.argv[1])
+import conftest
+ask = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+print(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout)
+"""
+
+
+def test_tests_that_were_started_in_the_background_can_still_press_ctrl_c():
+    command = [sys.executable, "-c", BACKGROUND, str(Path(__file__).parent)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "True"
 
 
 @pytest.mark.parametrize("command", ["check", "format --check"])

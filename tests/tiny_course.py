@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mha_course"
-MODULES = ("__init__", "__main__", "bootstrap", "cli", "doctor", "lab", "lessons", "running_tests")
+SET_UP = ("__init__", "__main__", "bootstrap", "cli", "doctor", "installing", "lab", "lessons", "needs")
+MODULES = (*SET_UP, "running_tests")
 
 PYPROJECT = """
 [build-system]
@@ -28,6 +29,8 @@ dependencies = ["torch==2.13.0", "jupyterlab>=4.2,<5", "mha-course-tiny>=1.0,<2"
 [project.optional-dependencies]
 test = ["pytest>=8"]
 """
+
+CONSTRAINTS = "mha-course-tiny!=1.9\n"  # there is a 1.9, which pyproject.toml would allow
 
 BACKEND = """
 import sys
@@ -75,7 +78,7 @@ def write_wheels(folder: Path) -> Path:
         files = {f"{name}/__init__.py": "", f"{name}/__main__.py": TELL.format(name=name)}
         wheel(folder, name, {"jupyterlab": "4.6.6", "pytest": "9.2.0"}[name], files)
     wheel(folder, "torch", "2.13.0", {"torch/__init__.py": ""})
-    for version in ("1.0", "1.5"):
+    for version in ("1.0", "1.5", "1.9"):
         wheel(folder, "mha_course_tiny", version, {"mha_course_tiny/__init__.py": "number = 1\n"})
     return folder
 
@@ -86,6 +89,7 @@ def make_course(root: Path) -> Path:
     for module in MODULES:
         shutil.copy(PACKAGE / f"{module}.py", root / "mha_course")
     (root / "pyproject.toml").write_text(PYPROJECT)
+    (root / "constraints.txt").write_text(CONSTRAINTS)
     backend = BACKEND.format(folder=str(Path(__file__).parent), root=str(root))
     (root / "backend.py").write_text(backend, encoding="utf-8")
     lesson = root / "notebooks" / "00_start_here"
@@ -94,13 +98,30 @@ def make_course(root: Path) -> Path:
     return root
 
 
-def environment(wheels: Path | None, **more: str) -> dict[str, str]:
-    """A bare environment in which pip finds nothing but these wheels."""
+def find_uv() -> Path | None:
+    """The uv of this environment, or one on PATH."""
+    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    return Path(found) if found else None
+
+
+def environment(wheels: Path | None, uv: bool = True, **more: str) -> dict[str, str]:
+    """A bare environment in which pip and uv find nothing but these wheels.
+
+    Args:
+        uv: whether there is a uv (on PATH, since it is not among the wheels).
+    """
     kept = ("PATH", "HOME", "SYSTEMROOT", "TEMP", "TMP", "USERPROFILE", "LANG")
     variables = {name: os.environ[name] for name in kept if name in os.environ}
+    folders = [
+        folder for folder in variables["PATH"].split(os.pathsep) if not shutil.which("uv", path=folder)
+    ]
+    if uv and find_uv():
+        folders.append(str(find_uv().parent))
+    variables["PATH"] = os.pathsep.join(folders)
     variables |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if wheels is not None:
         variables["PIP_FIND_LINKS"] = wheels.as_uri()
+        variables["UV_CACHE_DIR"] = str(wheels.parent / "uv")
     return variables | more
 
 
@@ -109,7 +130,7 @@ def run(root: Path, *arguments: str, before: str = "", **variables) -> subproces
 
     Args:
         before: Python statements to run first in the same process.
-        variables: environment variables; see `environment`.
+        variables: environment variables, and ``wheels`` and ``uv``; see `environment`.
     """
     start = ["-m", "mha_course"]
     if before:
