@@ -30,6 +30,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from . import quiet
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 MARKER = VENV / "mha_course.json"  # what we did in .venv, and whether we finished
@@ -606,9 +608,9 @@ def environment(python: Path | str = sys.executable) -> dict[str, str]:
     same name, and ``mha_course`` is this one.
     """
     python = Path(python)
-    changed = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")
-    }
+    changed = quiet.without_talk(os.environ)
+    for name in ("PYTHONHOME", "__PYVENV_LAUNCHER__"):
+        changed.pop(name, None)
     folders = [str(python.parent)]
     if os.name == "nt" and python.parent.name.lower() != "scripts":
         folders.append(str(python.parent / "Scripts"))

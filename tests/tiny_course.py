@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mha_course"
-MODULES = ("__init__", "__main__", "bootstrap", "cli", "doctor", "lab", "lessons", "running_tests")
+MODULES = ("__init__", "__main__", "bootstrap", "cli", "doctor", "lab", "lessons", "quiet", "running_tests")
 
 PYPROJECT = """
 [build-system]
