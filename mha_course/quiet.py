@@ -24,24 +24,12 @@ from pathlib import Path
 
 # Environment variables that make Python or a library talk, fail or leave things out; what is learned needs none.
 TALKATIVE = (
-    *(
-        "PYTHONWARNINGS",
-        "PYTHONDEVMODE",
-        "PYTHONVERBOSE",
-        "PYTHONOPTIMIZE",
-        "PYTHONINSPECT",
-        "PYTHONASYNCIODEBUG",
-    ),
-    *(
-        "PYTHONPROFILEIMPORTTIME",
-        "PYTHONTRACEMALLOC",
-        "PYTHONMALLOCSTATS",
-        "PYTHONDUMPREFS",
-        "PYTHONWARNDEFAULTENCODING",
-    ),
+    *("PYTHONWARNINGS", "PYTHONDEVMODE", "PYTHONVERBOSE", "PYTHONOPTIMIZE", "PYTHONINSPECT"),
+    *("PYTHONASYNCIODEBUG", "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONMALLOCSTATS"),
+    *("PYTHONDUMPREFS", "PYTHONWARNDEFAULTENCODING"),
     *("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_TRACE", "TORCH_CPP_LOG_LEVEL", "TORCH_SHOW_CPP_STACKTRACES"),
     *("TORCH_SHOW_DISPATCH_TRACE", "TORCH_COMPILE_DEBUG", "TORCH_DISTRIBUTED_DEBUG", "TORCHDYNAMO_VERBOSE"),
-    *("TORCHDYNAMO_DISABLE", "PYTORCH_JIT", "PYTORCH_JIT_LOG_LEVEL", "PYTORCH_CUDA_ALLOC_CONF"),
+    *("TORCHDYNAMO_DISABLE", "PYTORCH_JIT", "PYTORCH_JIT_LOG_LEVEL"),
     *("OMP_DISPLAY_ENV", "OMP_DISPLAY_AFFINITY", "KMP_SETTINGS", "KMP_VERSION", "KMP_AFFINITY", "GOMP_DEBUG"),
     *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "MKL_VERBOSE", "DNNL_VERBOSE", "ONEDNN_VERBOSE"),
 )
@@ -52,7 +40,7 @@ ABOUT_THE_MACHINE = (
     (r"No (CUDA|ROCm) runtime is found", ""),
     (
         r"driver on your system is too old",
-        f"This machine's NVIDIA driver is too old for this PyTorch: {ON_THE_CPU}",
+        f"The NVIDIA driver here is too old for this PyTorch: {ON_THE_CPU}",
     ),
     (r"CUDA initialization|cudaGetDeviceCount", f"PyTorch cannot use this machine's GPU: {ON_THE_CPU}"),
     (r"NVML|nvml|amdsmi", ""),
@@ -238,9 +226,8 @@ def _silence(change: int) -> None:
         _silences += change
         if not outermost:
             return
-        with contextlib.suppress(
-            OSError, ValueError, AttributeError
-        ):  # no stderr at all: nothing to keep clean
+        # There may be no stderr at all; then there is nothing to keep clean.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
         with contextlib.suppress(OSError):
             if change > 0:

@@ -439,7 +439,7 @@ def greet_notebook() -> None:
         warming = threading.Thread(target=_warm_up, name="mha_course warm-up")
         warming.start()
         # Two threads that import parts of one package at a time can each get half a module: the next cell waits.
-        shell.events.register("pre_execute", warming.join)
+        shell.events.register("pre_execute", lambda: warming.join(60))
 
 
 greet_notebook()

@@ -231,7 +231,8 @@ def test_a_notebook_shows_nothing_in_red_but_what_the_learner_wrote_there(name, 
     red = on_stderr(outputs)
     assert set(red) == set(OWN), red
     assert all(OWN[cell] in text and "a_library" not in text for cell, text in red.items())
-    assert outputs["settled"] == [("stdout", "[]\n")]  # two threads that import torch's parts may get half of one
+    # Two threads that import parts of torch at a time may get half a module each: the second cell waits for the first's.
+    assert outputs["settled"] == [("stdout", "[]\n")]
     (kind, card) = outputs["check"][0]
     assert kind == "display_data" and "pick_device" in card and "warned" not in card and "OMP" not in card
     notes = "".join(text for kind, text in outputs["library"] if kind == "stdout")
@@ -360,6 +361,38 @@ def test_silences_may_overlap_and_afterwards_stderr_is_as_before(capfd):
         raise ZeroDivisionError
     os.write(2, b"seen")
     assert capfd.readouterr().err == "seen"
+
+
+LOADED = """
+import contextlib, sys
+from mha_course import exercises
+from mha_course.checking import LocalAnswer, calls
+from mha_course.checking.examine import prepare
+
+during, before = set(), calls.time_limit
+
+@contextlib.contextmanager
+def limit(seconds):
+    there = set(sys.modules)
+    with before(seconds):
+        yield
+    during.update(set(sys.modules) - there)
+
+calls.time_limit = limit
+for name in ("causal_mask", "attention_scores"):
+    exercise = exercises.find(name)
+    for device in ("cpu", "fake cuda"):
+        for trial in prepare(exercise, 0, device=device):
+            LocalAnswer(exercise.reference).observe(trial.call)
+print(len(during), *sorted(during)[:9])
+"""
+
+
+def test_torch_loads_no_part_of_itself_while_an_answers_time_runs(tmp_path):
+    """On a slow machine that takes longer than an answer may."""
+    variables = environment("", tmp_path)
+    done = subprocess.run([sys.executable, "-c", LOADED], env=variables, capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stdout + done.stderr
 
 
 def test_a_check_in_a_plain_terminal_is_as_silent(tmp_path):

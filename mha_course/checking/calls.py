@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import ctypes
 import dis
+import functools
 import inspect
 import io
 import linecache
@@ -153,8 +154,30 @@ class LocalAnswer:
 _nothing = contextlib.nullcontext()
 
 
+@functools.cache
+def _load_what_works_without_values() -> None:
+    """What torch loads at its first operation on the meta device: hundreds of modules, not on an answer's time.
+
+    On a slow machine that takes longer than an answer may, and a module that is stopped while it is loaded stays half.
+    """
+    with (
+        quiet.nothing_on_stderr(),
+        contextlib.suppress(Exception),
+    ):  # what is wrong there shows in the call itself
+        places = torch.arange(2, device="meta")
+        places + (places <= places)
+
+
+def _is_meta(value: Any) -> bool:
+    return getattr(value, "is_meta", False) or (
+        isinstance(value, (str, torch.device)) and str(value) == "meta"
+    )
+
+
 def _observe(target: Callable[..., Any], call: Call) -> Observation:
     steps = _steps(call)
+    if any(_is_meta(leaf) for step in steps for leaf in tree_leaves(dict(step.inputs))):
+        _load_what_works_without_values()
     kept = [dict(step.inputs) for step in steps]
     live, leaves = [], {}
     for step in steps:
