@@ -160,18 +160,15 @@ def _load_what_works_without_values() -> None:
 
     On a slow machine that takes longer than an answer may, and a module that is stopped while it is loaded stays half.
     """
-    with (
-        quiet.nothing_on_stderr(),
-        contextlib.suppress(Exception),
-    ):  # what is wrong there shows in the call itself
+    with quiet.nothing_on_stderr(), contextlib.suppress(Exception):  # what is wrong shows in the call itself
         places = torch.arange(2, device="meta")
         places + (places <= places)
 
 
 def _is_meta(value: Any) -> bool:
-    return getattr(value, "is_meta", False) or (
-        isinstance(value, (str, torch.device)) and str(value) == "meta"
-    )
+    if isinstance(value, Tensor):
+        return value.is_meta
+    return isinstance(value, (str, torch.device)) and str(value) == "meta"
 
 
 def _observe(target: Callable[..., Any], call: Call) -> Observation:
