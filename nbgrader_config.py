@@ -25,6 +25,11 @@ def put_first(variable, folder):
     os.environ[variable] = os.pathsep.join([folder, *others])
 
 
+with contextlib.suppress(ImportError):  # the course's package is not in this environment
+    from mha_course.quiet import TALKATIVE
+
+    for name in TALKATIVE:  # set in somebody's shell for other work
+        os.environ.pop(name, None)
 put_first("PATH", str(Path(sys.executable).parent))  # nbgrader calls `alembic` by its name
 put_first("PYTHONPATH", str(root))  # kernels find mha_course from wherever they run
 
@@ -80,6 +85,16 @@ c.Autograde.sanitize_preprocessors = [
     "nbgrader.preprocessors.ClearOutput",
     "nbgrader.preprocessors.OverwriteKernelspec",
     "mha_course.nbgrader_steps.RestoreCells",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.Autograde.autograde_preprocessors = [
+    "nbgrader.preprocessors.Execute",
+    "mha_course.nbgrader_steps.KeepNoiseOutOfMarks",
+    "nbgrader.preprocessors.IgnorePattern",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.Execute.timeout = 300  # seconds for one cell; a learner's Validate uses it too

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import installing, needs
+from . import installing, needs, quiet
 from .installing import AGAIN, VENV, in_venv, say, venv_python
 from .needs import ROOT, TORCH, Problem, SetUpError
 
@@ -316,9 +316,9 @@ def environment(python: Path | str = sys.executable) -> dict[str, str]:
     same name, and ``mha_course`` is this one.
     """
     python = Path(python)
-    changed = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")
-    }
+    changed = quiet.without_talk(os.environ)
+    for name in ("PYTHONHOME", "__PYVENV_LAUNCHER__"):
+        changed.pop(name, None)
     folders = [str(python.parent)]
     if os.name == "nt" and python.parent.name.lower() != "scripts":
         folders.append(str(python.parent / "Scripts"))

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import notebook_rules as rules
+from . import quiet
 from .lessons import copy, write
 from .notebook_rules import Problem, Refused
 
@@ -234,10 +235,10 @@ def source_name(folder: Path, stem: str) -> str:
 
 @contextlib.contextmanager
 def kernel_environment(root: Path) -> Iterator[None]:
-    """What a kernel started in here sees: this package, one thread's order of sums, no seed, no grading."""
+    """What a kernel started in here sees: this package, one thread's order of sums, no seed, no grading, no talk."""
     path = os.pathsep.join(filter(None, [str(root), str(ROOT), os.environ.get("PYTHONPATH")]))
     wanted = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "MPLBACKEND": None, "MHA_COURSE_SEED": None}
-    wanted |= {"NBGRADER_EXECUTION": None, "OMP_NUM_THREADS": "1"}
+    wanted |= {"NBGRADER_EXECUTION": None, "OMP_NUM_THREADS": "1"} | dict.fromkeys(quiet.TALKATIVE)
     before = {name: os.environ.get(name) for name in wanted}
     set_environment(wanted)
     try:

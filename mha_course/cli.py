@@ -12,7 +12,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 
-from . import __version__
+from . import __version__, quiet
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not know every sign
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")
+    quiet.begin_command()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else ""
     if name in ("--version", "-V"):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mha_course import quiet
+
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,18 +55,26 @@ def attention(
     why = "it was not asked to compile"
     if compiled:
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with quiet.nothing_on_stderr(), warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 output = _compiled()(q, k, v, score_mod=score_mod, **options)
             return output, f"FlexAttention ran compiled, on {q.device.type}: no matrix of scores."
-        except (
-            Exception
-        ) as error:  # no compiler, no Triton, a version that cannot: whatever it is, eager still works
-            why = f"it could not be compiled here ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
+        except Exception as error:  # no compiler, no Triton, a version that cannot: eager still works
+            why = f"it could not be compiled here ({_reason(error)})"
     return eager(q, k, v, score_mod, **options), f"FlexAttention ran eagerly, with the whole matrix: {why}."
 
 
+def _reason(error: Exception) -> str:
+    """In few words, what was in the way of compiling."""
+    text = str(error)
+    if "C++ compiler" in text:
+        return "no C++ compiler was found"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith("raised:")]
+    return (lines or [type(error).__name__])[0][:120]
+
+
 def _compiled() -> Callable[..., Tensor]:
+    quiet.mend_caches()
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)

@@ -87,6 +87,21 @@ class RestoreCells(NbGraderPreprocessor):
         return released
 
 
+class KeepNoiseOutOfMarks(NbGraderPreprocessor):
+    """After a submission was run: what a graded check cell has on stderr goes to its stdout.
+
+    There nbgrader gives no points for anything on stderr, and only libraries write there: a check raises where an
+    answer is wrong, and keeps what the answer prints.
+    """
+
+    def preprocess_cell(self, cell, resources, index):
+        if cell.cell_type == "code" and rules.is_graded(cell) and not rules.is_answer(cell):
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.name = "stdout"
+        return cell, resources
+
+
 def released_cells(notebook) -> dict:
     """The marked cells of a notebook as the gradebook has them, by grade id, in their order."""
     points = {cell.name: cell.max_score for cell in (*notebook.grade_cells, *notebook.task_cells)}

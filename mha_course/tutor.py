@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mha_course import exercises
+from mha_course import exercises, quiet
 from mha_course.checking import Card, Exercise, LocalAnswer, Question, Report, as_html, as_text, examine
 from mha_course.checking.calls import Answer, Limited
 from mha_course.checking.examine import replace_name
@@ -84,7 +84,8 @@ def check(*answers: Any, **named: Any) -> None:
             item = exercises.find(name)
         except KeyError as error:
             raise CannotCheck(error.args[0]) from None
-        report = answer_question(item, answer) if isinstance(item, Question) else _examine(item, answer)
+        with quiet.nothing_on_stderr():
+            report = answer_question(item, answer) if isinstance(item, Question) else _examine(item, answer)
         report = _kept(report)
         _show(report)
         _record(report)
@@ -426,14 +427,19 @@ def _note_cell(result: Any) -> None:
 
 def greet_notebook() -> None:
     """Once, on import in a notebook: be kind about names that are not defined yet, and get ready."""
+    quiet.mend_caches()
     shell = _shell()
     if shell is None:
         return
     shell.events.register("post_run_cell", _note_cell)
+    quiet.keep_libraries_off_stderr()
     if not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _kind_about_missing_names)
     if _rich():
-        threading.Thread(target=_warm_up, name="mha_course warm-up").start()
+        warming = threading.Thread(target=_warm_up, name="mha_course warm-up")
+        warming.start()
+        # Two threads that import parts of one package at a time can each get half a module: the next cell waits.
+        shell.events.register("pre_execute", lambda: warming.join(60))
 
 
 greet_notebook()

@@ -3,8 +3,11 @@
 import os
 import signal
 
+from mha_course import quiet
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here or in a kernel
-for name in ("MHA_COURSE_SEED", "MHA_COURSE_TORCH", "MHA_COURSE_HANDED_OVER", "NBGRADER_EXECUTION"):
+ours = ("MHA_COURSE_SEED", "MHA_COURSE_TORCH", "MHA_COURSE_HANDED_OVER", "NBGRADER_EXECUTION")
+for name in (*ours, *quiet.TALKATIVE):
     os.environ.pop(name, None)
 
 if (

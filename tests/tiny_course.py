@@ -11,7 +11,18 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mha_course"
-SET_UP = ("__init__", "__main__", "bootstrap", "cli", "doctor", "installing", "lab", "lessons", "needs")
+SET_UP = (
+    "__init__",
+    "__main__",
+    "bootstrap",
+    "cli",
+    "doctor",
+    "installing",
+    "lab",
+    "lessons",
+    "needs",
+    "quiet",
+)
 MODULES = (*SET_UP, "running_tests")
 
 PYPROJECT = """

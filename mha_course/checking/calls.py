@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import ctypes
 import dis
+import functools
 import inspect
 import io
 import linecache
@@ -28,6 +29,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+
+from mha_course import quiet
 
 from . import callables, guards
 from .exercise import Draw, Named, Step
@@ -151,8 +154,27 @@ class LocalAnswer:
 _nothing = contextlib.nullcontext()
 
 
+@functools.cache
+def _load_what_works_without_values() -> None:
+    """What torch loads at its first operation on the meta device: hundreds of modules, not on an answer's time.
+
+    On a slow machine that takes longer than an answer may, and a module that is stopped while it is loaded stays half.
+    """
+    with quiet.nothing_on_stderr(), contextlib.suppress(Exception):  # what is wrong shows in the call itself
+        places = torch.arange(2, device="meta")
+        places + (places <= places)
+
+
+def _is_meta(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_meta
+    return isinstance(value, (str, torch.device)) and str(value) == "meta"
+
+
 def _observe(target: Callable[..., Any], call: Call) -> Observation:
     steps = _steps(call)
+    if any(_is_meta(leaf) for step in steps for leaf in tree_leaves(dict(step.inputs))):
+        _load_what_works_without_values()
     kept = [dict(step.inputs) for step in steps]
     live, leaves = [], {}
     for step in steps:
@@ -211,7 +233,7 @@ def _observe(target: Callable[..., Any], call: Call) -> Observation:
         gradient_error=clean(gradient_error, 500),
         changed=changed,
         odd_types=tuple(sorted(looked.subclasses)),
-        warnings=tuple(dict.fromkeys(clean(_words(w.message), 500).strip() for w in caught)),
+        warnings=tuple(dict.fromkeys(_own_warnings(caught))),
         printed=clean(printed.getvalue(), 10_000),
         used=tuple(used),
         too_large=sizes.too_large,
@@ -419,6 +441,12 @@ def _words(error: Any) -> str:
         return "(its message cannot be read)"
 
 
+def _own_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
+    """What was warned about, but for what a library says of the machine or of its own age."""
+    told = [(w, clean(_words(w.message), 500).strip()) for w in caught]
+    return [text for w, text in told if not quiet.is_noise(w.category, w.filename, text)]
+
+
 def _own_lines(error: BaseException) -> tuple[tuple[str, int, str], ...]:
     lines = []
     for frame, number in traceback.walk_tb(error.__traceback__):
@@ -515,8 +543,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(printed: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
-    """Warnings are caught, and what is printed is kept: nothing reaches stderr."""
+    """Warnings are caught, and what is printed is kept: nothing reaches stderr, and no log of a library's anything."""
     with (
+        quiet.nothing_on_stderr(),
         warnings.catch_warnings(record=True) as caught,
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),

@@ -38,6 +38,7 @@ STAGED = (
     "devices.py",
     "flex.py",
     "progress_bar.py",
+    "quiet.py",
     "watching.py",
     "checking/calls.py",
     "checking/callables.py",

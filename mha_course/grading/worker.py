@@ -136,8 +136,10 @@ def _preload() -> None:
     matplotlib.use("module://matplotlib_inline.backend_inline", force=False)
     import matplotlib.pyplot
 
+    from mha_course import quiet
     from mha_course.grading import rehearsal, switches, wire  # noqa: F401
 
+    quiet.keep_libraries_off_stderr()
     with contextlib.suppress(ImportError):
         from mha_course import plots  # noqa: F401
     _shell()
