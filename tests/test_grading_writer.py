@@ -40,7 +40,7 @@ def empty_gradebook(tmp_path_factory):
     root = tmp_path_factory.mktemp("new")
     course.make_release(root)
     release = read_release(root / "notebooks" / course.LESSON)
-    made = writing.Writer(root, release, writing.course_config(root), feedback=False)
+    made = writing.Writer(root, release, writing.course_config(root))
     made.prepare()
     made.close()
     return root / "grading" / "gradebook.db"
@@ -57,7 +57,7 @@ def root(tmp_path, empty_gradebook):
 @pytest.fixture
 def writer(root):
     config = writing.course_config(root)
-    made = writing.Writer(root, read_release(root / "notebooks" / course.LESSON), config, feedback=False)
+    made = writing.Writer(root, read_release(root / "notebooks" / course.LESSON), config)
     made.prepare()
     yield made
     made.close()
@@ -131,7 +131,7 @@ def test_late_penalties_are_those_of_nbgraders_plugin(writer, root):
     assert early.scores[course.LESSON][0] == 9.0
 
 
-STEPS = ["keep", "_put_autograded", "_enter", "make"]
+STEPS = ["keep", "_put_autograded", "_enter"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -146,7 +146,7 @@ def test_a_full_disk_at_any_step_loses_nothing_and_the_next_run_goes_on(root, st
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        owner = {"keep": writing, "make": writing.FeedbackMaker}.get(step, writing.Writer)
+        owner = {"keep": writing}.get(step, writing.Writer)
         patch.setattr(owner, step, full)
         with pytest.raises(writing.CannotWrite, match="No space left"):
             writer.write(result_of(root, "ann"))
