@@ -13,7 +13,9 @@ import pytest
 
 from mha_course.grading.pool import Bounds, Failed, Pool
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not hold these limits")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the system does not hold these limits"
+)
 BOUNDS = Bounds(seconds=120, cpu=60, memory=256 << 20)
 
 

@@ -29,12 +29,6 @@ def there_and_back(value):
     return wire.observation_from(json.loads(json.dumps(body)), memoryview(b"".join(blobs))).value
 
 
-def bytes_of(value) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.untyped_storage().nbytes()
-    return sum(map(bytes_of, value)) if isinstance(value, (list, tuple)) else 0
-
-
 @pytest.mark.parametrize(
     "value",
     [
@@ -77,10 +71,8 @@ def forged(**told) -> dict:
 def test_bytes_cannot_be_used_twice():
     data = bytes(256 << 10)
     claim = {"list": [forged(shape=[64 << 10], size=len(data)) for _ in range(3000)]}
-    try:
-        assert bytes_of(received(claim, data).value) <= 2 * len(data)
-    except wire.Malformed as error:
-        assert "bytes" in str(error)
+    with pytest.raises(wire.Malformed, match="bytes"):
+        received(claim, data)
 
 
 def test_strides_from_a_learner_are_refused():

@@ -336,7 +336,7 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
             f"nothing was handed in for {lesson}: {root / 'grading' / 'submitted'} has no folder for it"
         )
 
-    jobs = min(options.jobs or cores(), len(chosen))
+    jobs = how_many(options.jobs, len(chosen))
     records = Records(root, lesson)
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_interrupt())
@@ -410,9 +410,10 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
     return summary
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def how_many(asked: int, submissions: int) -> int:
+    """Of the processes that grade: as many as were asked for, else one for each core; never more than submissions."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(asked or usable, submissions), 1)
 
 
 @contextlib.contextmanager

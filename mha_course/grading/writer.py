@@ -317,7 +317,11 @@ def _plain(cells: tuple[dict, ...]) -> list[dict]:
 def _reason_cell(result: Result) -> dict:
     from .intake import harmless_markdown
 
-    what = "was set aside" if result.status == "set aside" else "could not be graded yet, and will be tried again"
+    what = (
+        "was set aside"
+        if result.status == "set aside"
+        else "could not be graded yet, and will be tried again"
+    )
     says = f"**This submission {what}.** {harmless_markdown(result.reason)}\n\nThe cells below are those that were handed out."
     return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
 
@@ -326,7 +330,8 @@ def _reason_cell(result: Result) -> dict:
 
 COLOURED = 20_000  # characters of a cell
 LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
-DRAWN = 50_000  # characters of a learner's prose
+DRAWN = 50_000  # characters of a cell's prose
+WHOLE = 200_000  # characters of a page that are coloured or drawn; the longest lesson has a quarter of that
 
 
 class FeedbackMaker:
@@ -348,16 +353,19 @@ class FeedbackMaker:
         coloured, drawn = Highlight2HTML(pygments_lexer="ipython3"), self.maker.exporter.markdown2html
 
         def code(source: str, *args: Any, **named: Any) -> str:
-            if len(source) > COLOURED or max(map(len, source.splitlines()), default=0) > LINE:
-                return as_it_is(source)
-            return coloured(source, *args, **named)
+            self.room -= len(source)
+            short = len(source) <= COLOURED and max(map(len, source.splitlines()), default=0) <= LINE
+            return coloured(source, *args, **named) if short and self.room >= 0 else as_it_is(source)
 
         @pass_context
         def prose(context: Any, source: str) -> str:
-            return as_it_is(source) if len(source) > DRAWN else drawn(context, source)
+            self.room -= len(source)
+            return drawn(context, source) if len(source) <= DRAWN and self.room >= 0 else as_it_is(source)
 
-        self.maker.exporter.register_filter("highlight_code", code)
+        self.maker.exporter.filters = {"highlight_code": code}
         self.maker.exporter.register_filter("markdown2html", prose)
+        # For links as notebooks had them before 2014; it takes time with the square of a text's length.
+        self.maker.exporter.register_filter("strip_files_prefix", lambda page: page)
 
     def make(self, student: str) -> list[Path]:
         """Write a learner's pages; gives their paths."""
@@ -376,6 +384,7 @@ class FeedbackMaker:
                     "db_url": self.course.db_url,
                 },
             }
+            self.room = WHOLE
             page, _ = self.maker.exporter.from_filename(str(path), resources=resources)
             partial = target / f".{path.stem}.partial"
             partial.write_text(page, encoding="utf-8")
