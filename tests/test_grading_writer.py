@@ -213,12 +213,12 @@ def test_an_error_about_one_submission_sets_that_one_aside_and_the_next_run_trie
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, stumbling)
-        failed = settle(a_job(root, "ann"), lambda: result_of(root, "ann"), writer, set())
-        other = settle(a_job(root, "bob"), lambda: result_of(root, "bob", wrong=("mix",)), writer, set())
+        failed = settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
+        other = settle(a_job(root, "bob"), result_of(root, "bob", wrong=("mix",)), writer, set())
     assert failed.status == "failed" and type(error).__name__ in failed.reason
     assert other.scores == {course.LESSON: [6.0, 11.0]} and kinds_of_record(writer, "bob") == ["done"]
     assert kinds_of_record(writer, "ann") == []
-    again = settle(a_job(root, "ann"), lambda: result_of(root, "ann"), writer, set())
+    again = settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
     assert again.scores == {course.LESSON: [9.0, 11.0]} and kinds_of_record(writer, "ann") == ["done"]
 
 
@@ -241,15 +241,13 @@ def test_a_full_disk_and_a_broken_gradebook_stop_the_run_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(writing.Writer, "_enter", stumbling)
         with pytest.raises(writing.CannotWrite, match="marks of ann"):
-            settle(a_job(root, "ann"), lambda: result_of(root, "ann"), writer, set())
+            settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
     assert kinds_of_record(writer, "ann") == ["pending"]
 
 
 def test_what_failed_is_noted_as_to_be_tried_again_and_waits_for_a_person(writer, root):
-    def failed():
-        raise Failed("it took the grader longer than 900 s")
-
-    result = settle(a_job(root, "ann"), failed, writer, set())
+    answer = Failed("it took the grader longer than 900 s")
+    result = settle(a_job(root, "ann"), answer, writer, set())
     assert (result.status, result.reason) == ("failed", "it took the grader longer than 900 s")
     assert kinds_of_record(writer, "ann") == ["again"]
     assert writer.gradebook.find_submission(course.LESSON, "ann").needs_manual_grade
@@ -257,11 +255,8 @@ def test_what_failed_is_noted_as_to_be_tried_again_and_waits_for_a_person(writer
 
 def test_a_fault_of_the_grader_takes_no_marks_from_the_same_submission(writer, root):
     writer.write(result_of(root, "ann", fingerprint="first"))
-
-    def failed():
-        raise Failed("the grader's own process died, twice")
-
-    result = settle(a_job(root, "ann"), failed, writer, {("ann", "first")})
+    answer = Failed("the grader's own process died, twice")
+    result = settle(a_job(root, "ann"), answer, writer, {("ann", "first")})
     assert result.status == "failed" and score(writer, "ann") == 9.0
     assert kinds_of_record(writer, "ann") == ["done"]
 

@@ -182,19 +182,15 @@ def read_submission(folder: Path, release: Release) -> Submission:
     for stem, released in release.notebooks.items():
         path = _choose(released, folder, read, trouble, release, found.repairs)
         found.notebooks[stem] = None if path is None else rebuild(released, read[path], found.repairs)
-    if all(cells is None for cells in found.notebooks.values()):
-        reasons = [f"{printable(path.name)}: {reason}" for path, reason in trouble.items()]
+    reasons = [f"{printable(path.name)}: {reason}" for path, reason in trouble.items()][:5]
+    missing = [stem for stem, cells in found.notebooks.items() if cells is None]
+    if len(missing) == len(found.notebooks):
         links = [line for line in found.repairs if "symbolic link" in line]
         raise SetAside("; ".join(reasons or links[:3]) or "there is no notebook in the folder")
-    for path, reason in trouble.items():
-        found.repairs.append(f"{printable(path.name)} was not used: {reason}")
-    for stem, cells in found.notebooks.items():
-        if cells is None:
-            if trouble:
-                raise SetAside(
-                    "; ".join(f"{printable(path.name)}: {reason}" for path, reason in trouble.items())
-                )
-            found.repairs.append(f"{stem}.ipynb was not handed in: 0 points for it")
+    if missing and trouble:
+        raise SetAside("; ".join(reasons))
+    found.repairs += [f"{printable(path.name)} was not used: {reason}" for path, reason in trouble.items()]
+    found.repairs += [f"{stem}.ipynb was not handed in: 0 points for it" for stem in missing]
     return found
 
 

@@ -178,7 +178,7 @@ class Room:
 
     outputs: int = 3000
     text: int = 2_000_000  # characters
-    pictures: int = 32 << 20  # bytes
+    pictures: int = 16 << 20  # bytes
 
 
 def harmless_outputs(claimed: list, number: int, room: Room) -> list[dict]:

@@ -317,97 +317,111 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
         GradingError: nothing could be graded; the text says what to do.
     """
     started = time.perf_counter()
-    root = options.root
     try:
-        release = read_release(root / "notebooks" / lesson)
+        release = read_release(options.root / "notebooks" / lesson)
     except (OSError, ValueError, KeyError) as error:
         raise GradingError(f"cannot read the release of {lesson}: {error}. Run: mha-course build") from None
     summary = Summary(lesson, sandbox=_sandbox(options))
-    folders = students_of(root, lesson)
-    if unknown := [student for student in options.students if student not in folders]:
-        raise GradingError(f"nothing was handed in for {lesson} by {', '.join(map(printable, unknown))}")
-    chosen = {
-        student: folder
-        for student, folder in folders.items()
-        if not options.students or student in options.students
-    }
-    if not chosen:
-        raise GradingError(
-            f"nothing was handed in for {lesson}: {root / 'grading' / 'submitted'} has no folder for it"
-        )
-
-    jobs = how_many(options.jobs, len(chosen))
-    records = Records(root, lesson)
+    chosen = _chosen(lesson, options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_interrupt())
         try:
-            stack.enter_context(only_writer(root))
-            ours = release_version(release)
-            secret = the_secret(root)
-            for student in [student for student in chosen if name_trouble(student)]:
-                reason = f"its folder cannot be used: {name_trouble(student)}. Please rename it"
-                summary.results.append(Result(printable(student), lesson, "set aside", reason=reason))
-                del chosen[student]
-            version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
-            graded = {(r.student, r.fingerprint) for r in records.results("done") if r.fingerprint}
-            pending = [] if options.force else list(records.results("pending"))
-            summary.unreadable = records.unreadable
-            # what an earlier run was interrupted in while it wrote it
-            pending = [r for r in pending if version.get(r.student) and version[r.student] == r.fingerprint]
-            current = set() if options.force else {s for s in chosen if (s, version[s]) in graded}
-            current |= {result.student for result in pending}
-            house = None
-            if set(chosen) - current and not options.scheduler:
-                # first of all: learners' processes load torch while this one loads nbgrader
-                house = _house(release, options)
-                stack.callback(house.close)
-            from . import lighter  # noqa: F401  (before whatever imports nbformat)
-            from . import writer as writing
-            from .score import checked_in, seed_for
-
-            writer = writing.Writer(root, release, writing.course_config(root, options.db_url))
-            stack.callback(writer.close)
-            writer.prepare()
-            names = checked_in(release)
-            todo = {
-                s: Job(s, chosen[s], version[s], {name: seed_for(secret, s, name) for name in names})
-                for s in chosen
-            }
-            for result in pending:
-                settled = settle(todo[result.student], lambda result=result: result, writer, graded)
-                current -= {result.student} if settled.status == "failed" else set()
+            stack.enter_context(only_writer(options.root))
+            _grade(chosen, release, options, summary, progress, stack)
+        except SandboxError as error:
+            raise GradingError(f"learners' processes cannot be started: {error}") from None
         except (CannotWrite, OSError) as error:
             raise GradingError(str(error)) from None
-        summary.skipped = [student for student in chosen if student in current]
-        left = [todo[student] for student in chosen if student not in current]
-        pages = writer.pages_missing(summary.skipped) if options.feedback else []
-        if left or pages:
-            try:
-                if left and not options.scheduler:
-                    if house is None:
-                        house = _house(release, options)
-                        stack.callback(house.close)
-                    house.open()
-            except SandboxError as error:
-                raise GradingError(f"learners' processes cannot be started: {error}") from None
-            pool = runner = Pool(jobs, lambda: Grader(release, options, house and house.nursery()))
-            stack.callback(pool.close)
-            if left and options.scheduler:
-                from .cluster import ClusterPool
-
-                runner = ClusterPool(options.scheduler, release, options, pool)
-                stack.callback(runner.close)
-            try:
-                bounds = bounds_of(release, options.limits)
-                _mark_all(runner, left, bounds, writer, summary, progress, graded)
-                if options.feedback:
-                    _make_pages(pool, writer, summary)
-            except KeyboardInterrupt:
-                summary.stopped = "interrupted"
-            except CannotWrite as error:
-                summary.stopped = str(error)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _chosen(lesson: str, options: Options) -> dict[str, Path]:
+    """Whose submissions are looked at, and where they are.
+
+    Raises:
+        GradingError: there are none, or not of everybody who was named.
+    """
+    folders = students_of(options.root, lesson)
+    if unknown := [student for student in options.students if student not in folders]:
+        raise GradingError(f"nothing was handed in for {lesson} by {', '.join(map(printable, unknown))}")
+    if not folders:
+        submitted = options.root / "grading" / "submitted"
+        raise GradingError(f"nothing was handed in for {lesson}: {submitted} has no folder for it")
+    return {student: folders[student] for student in options.students or folders}
+
+
+def _grade(
+    chosen: dict[str, Path],
+    release: Release,
+    options: Options,
+    summary: Summary,
+    progress: Callable[[int, int, Any], None] | None,
+    stack: contextlib.ExitStack,
+) -> None:
+    """`grade`, as the only one who writes. What is put on the ``stack`` is closed at the end."""
+
+    def open_house() -> House:
+        made = House(release, options)
+        stack.callback(made.close)
+        return made
+
+    for student in [student for student in chosen if name_trouble(student)]:
+        reason = f"its folder cannot be used: {name_trouble(student)}. Please rename it"
+        summary.results.append(Result(printable(student), release.lesson, "set aside", reason=reason))
+        del chosen[student]
+    records = Records(options.root, release.lesson)
+    secret, ours = the_secret(options.root), release_version(release)
+    version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
+    graded = {(r.student, r.fingerprint) for r in records.results("done") if r.fingerprint}
+    pending = [] if options.force else list(records.results("pending"))
+    summary.unreadable = records.unreadable
+    # what an earlier run was interrupted in while it wrote it
+    pending = [r for r in pending if version.get(r.student) and version[r.student] == r.fingerprint]
+    current = set() if options.force else {s for s in chosen if (s, version[s]) in graded}
+    current |= {result.student for result in pending}
+    house = None
+    if set(chosen) - current and not options.scheduler:
+        house = open_house()  # first of all: learners' processes load torch while this one loads nbgrader
+
+    from . import lighter  # noqa: F401  (before whatever imports nbformat)
+    from . import writer as writing
+    from .score import checked_in, seed_for
+
+    writer = writing.Writer(options.root, release, writing.course_config(options.root, options.db_url))
+    stack.callback(writer.close)
+    writer.prepare()
+    names = checked_in(release)
+    jobs = {
+        s: Job(s, chosen[s], version[s], {name: seed_for(secret, s, name) for name in names}) for s in chosen
+    }
+    for result in pending:
+        if settle(jobs[result.student], result, writer, graded).status == "failed":
+            current.remove(result.student)
+    summary.skipped = [student for student in chosen if student in current]
+    left = [jobs[student] for student in chosen if student not in current]
+    if not left and not (options.feedback and writer.pages_missing(summary.skipped)):
+        return
+    if left and not options.scheduler:
+        house = house or open_house()
+        house.open()
+    count = how_many(options.jobs, len(chosen))
+    pool = runner = Pool(count, lambda: Grader(release, options, house and house.nursery()))
+    stack.callback(pool.close)
+    if left and options.scheduler:
+        from .cluster import ClusterPool
+
+        runner = ClusterPool(options.scheduler, release, options, pool)
+        stack.callback(runner.close)
+    answers = runner.run(left, bounds_of(release, options.limits))
+    try:
+        _write_marks(answers, left, writer, summary, graded, progress)
+        if options.feedback:
+            _make_pages(pool, writer, summary)
+    except KeyboardInterrupt:
+        summary.stopped = "interrupted"
+    except CannotWrite as error:
+        summary.stopped = str(error)
 
 
 def how_many(asked: int, submissions: int) -> int:
@@ -435,12 +449,12 @@ def one_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def settle(job: Job, given: Callable[[], Result], writer: Any, graded: set[tuple[str, str]]) -> Result:
+def settle(job: Job, answer: Any, writer: Any, graded: set[tuple[str, str]]) -> Result:
     """Write what came of one submission: the rule of this module, in its one place.
 
     Args:
         job: the submission.
-        given: gives its result, or raises what became of it instead.
+        answer: its `Result`, the fields of one, or what became of it instead: an exception.
         writer: see `writer.Writer`.
         graded: students and fingerprints of what was graded before.
 
@@ -448,7 +462,9 @@ def settle(job: Job, given: Callable[[], Result], writer: Any, graded: set[tuple
         CannotWrite: the disk is full, or the gradebook is locked or broken: that stops the run.
     """
     try:
-        return writer.write(given())
+        if isinstance(answer, Exception):
+            raise answer
+        return writer.write(answer if isinstance(answer, Result) else Result(**answer))
     except CannotWrite:
         raise
     except Exception as error:
@@ -464,27 +480,20 @@ def settle(job: Job, given: Callable[[], Result], writer: Any, graded: set[tuple
         return result
 
 
-def _mark_all(
-    runner: Any,
+def _write_marks(
+    answers: Iterable[tuple[Job, Any]],
     jobs: list[Job],
-    bounds: Bounds,
     writer: Any,
     summary: Summary,
-    progress: Any,
     graded: set[tuple[str, str]],
+    progress: Callable[[int, int, Any], None] | None,
 ) -> None:
     left = {job.student for job in jobs}
     summary.unfinished = sorted(left)
-    for job, answer in runner.run(jobs, bounds):
+    for job, answer in answers:
         if job.student not in left:
             continue  # a lost worker was not so lost: each submission is written once
-
-        def given(answer: Any = answer) -> Result:
-            if isinstance(answer, Exception):
-                raise answer
-            return Result(**answer)
-
-        result = settle(job, given, writer, graded)
+        result = settle(job, answer, writer, graded)
         left.discard(job.student)
         summary.unfinished = sorted(left)
         summary.results.append(result)
@@ -514,13 +523,6 @@ def _sandbox(options: Options) -> str:
     if not works and options.require_sandbox:
         raise GradingError(f"refused: {how}. Without --require-sandbox, cells run in a plain process.")
     return how if works else f"NOT ISOLATED: {how}"
-
-
-def _house(release: Release, options: Options) -> House:
-    try:
-        return House(release, options)
-    except SandboxError as error:
-        raise GradingError(f"learners' processes cannot be started: {error}") from None
 
 
 # ------------------------------------------------------------------------------------- the report
