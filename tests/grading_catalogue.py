@@ -427,7 +427,7 @@ VALUES = {  # what a process says that the target returned
         "{'list': [{'tensor': {'dtype': 'float32', 'shape': [65536], 'at': 0, 'size': 262144, 'stride': [4]}}] * 700}"
     ),
     "keys that collide": "{'dict': [[number * (2**61 - 1), 0] for number in range(90_000)]}",
-    "odd objects by the thousand": "{'list': [{'other': f'Odd{number}'} for number in range(100_000)]}",
+    "odd objects by the thousand": "{'list': [{'odd': f'a thing {number}'} for number in range(100_000)]}",
     "impossible sizes": "{'tensor': {'dtype': 'float32', 'shape': [2**26] * 5, 'meta': True}}",
     "lists in lists": "json.loads('{\"list\":[' * 400 + ']}' * 400)",
     "very many values": "{'list': [{'list': [0] * 1000}] * 3000}",

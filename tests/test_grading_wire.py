@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mha_course.checking.calls import Call, Observation
+from mha_course.checking.plain import Odd
 from mha_course.grading import remote, wire
 
 
@@ -108,11 +109,11 @@ def test_few_keys_are_taken_so_that_it_does_not_matter_if_they_collide():
         received({"list": [{"dict": [[key, 0] for key in keys[n::50]]} for n in range(50)]})
 
 
-def test_few_classes_are_made_for_objects_that_cannot_cross():
+def test_no_classes_are_made_for_objects_that_cannot_cross():
     before = len(object.__subclasses__())
-    value = received({"list": [{"other": f"Odd{number}"} for number in range(5000)]}).value
-    assert len(value) == 5000 and type(value[0]).__name__ == "Odd0"
-    assert len(object.__subclasses__()) - before <= 2 * wire.MAX_STRANGERS
+    value = received({"list": [{"odd": f"a thing {number}"} for number in range(5000)]}).value
+    assert value[0] == Odd("a thing 0") and len(value) == 5000
+    assert len(object.__subclasses__()) == before
 
 
 @pytest.mark.parametrize(
@@ -155,10 +156,9 @@ def test_a_frame_of_brackets_is_refused_before_anything_is_made_of_it(text, monk
 
 
 def test_an_honest_dict_of_odd_keys_or_a_very_long_list_is_only_odd():
-    assert type(there_and_back({(1, 2): 3})).__name__ == "dict"
-    assert type(there_and_back([0.0] * 200_000)).__name__ == "list"
-    first, second = there_and_back([[0.0] * 60_000] * 2)
-    assert first == [0.0] * 60_000 and not isinstance(second, list)
+    assert there_and_back({(1, 2): 3}) == Odd("a dict")
+    assert there_and_back([0.0] * 200_000) == Odd("a list")
+    assert there_and_back([[0.0] * 60_000] * 2) == [[0.0] * 60_000, Odd("a list")]
 
 
 LINEAR = {

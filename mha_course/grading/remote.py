@@ -5,12 +5,12 @@ Whatever comes back is a claim: it is bounded, its types are checked, and the va
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from mha_course.checking.calls import Call, Failure, Observation
+from mha_course.checking.plain import clean
 
 from . import wire
 from .sandbox import Nursery
@@ -189,7 +189,7 @@ def harmless_outputs(claimed: list, number: int, room: Room) -> list[dict]:
 
     def text_of(text: Any, limit: int = TEXT) -> str:
         nonlocal here
-        text = _clean(text, max(min(limit, here), 0))
+        text = clean(text, max(min(limit, here), 0)) if isinstance(text, str) else ""
         here -= len(text)
         return text
 
@@ -222,16 +222,6 @@ def harmless_outputs(claimed: list, number: int, room: Room) -> list[dict]:
     room.text -= before - here
     room.outputs -= len(kept)
     return kept
-
-
-def _clean(text: Any, limit: int) -> str:
-    if not isinstance(text, str):
-        return ""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*\x07", "", text[: 2 * limit])
-    text = "".join(
-        c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) != 127)
-    )
-    return text if len(text) <= limit else text[:limit] + " …"
 
 
 def _png(data: Any) -> str:

@@ -368,7 +368,7 @@ def _grade(
 
     for student in [student for student in chosen if name_trouble(student)]:
         reason = f"its folder cannot be used: {name_trouble(student)}. Please rename it"
-        summary.results.append(Result(printable(student), release.lesson, "set aside", reason=reason))
+        summary.results.append(Result(printable(student, 200), release.lesson, "set aside", reason=reason))
         del chosen[student]
     records = Records(options.root, release.lesson)
     secret, ours = the_secret(options.root), release_version(release)
