@@ -90,15 +90,20 @@ def descendants_left(root: Path) -> list[str]:
     return left
 
 
-def hand_in_class(root: Path, count: int) -> dict[str, dict[str, float]]:
-    """Submissions of which no two are alike; gives what each deserves, by check cell."""
+def hand_in_class(root: Path, count: int, sleeping: int = 0) -> dict[str, dict[str, float]]:
+    """Submissions of which no two are alike; gives what each deserves, by check cell.
+
+    Args:
+        sleeping: how long a cell of the first one sleeps, seconds.
+    """
     course.make_release(root)
     deserved = {}
     for number in range(count):
         student = f"s{number:02}"
         wrong = [name for bit, name in enumerate(ONE_BY_ONE) if number & 1 << bit]
         answers = {name: WRONG.get(name, f"def {name}(*_):\n    return 0") for name in wrong}
-        course.hand_in(root, student, course.answered(**{**ONE_BY_ONE, **answers}))
+        own = [course.code(f"import time\ntime.sleep({sleeping})", "own")] if sleeping and number == 0 else []
+        course.hand_in(root, student, [*course.answered(**{**ONE_BY_ONE, **answers}), *own])
         deserved[student] = {
             f"check_{name}": float(name not in wrong) * course.POINTS[name] for name in ONE_BY_ONE
         }
@@ -142,7 +147,7 @@ def assert_everybody_has_their_own_marks(root: Path, deserved: dict[str, dict[st
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_after_an_interruption_the_next_run_goes_on_at_once(tmp_path, kind):
-    deserved = hand_in_class(tmp_path, 12)
+    deserved = hand_in_class(tmp_path, 12, sleeping=30)  # a process is busy whenever the run is ended
     for after in (2, 6):
         running = start(tmp_path)  # the second one at once after the first was ended: it is not refused
         wait_until(lambda: len(done(tmp_path)) >= after or running.poll() is not None)  # noqa: B023

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -80,14 +81,27 @@ def test_a_learner_whose_process_was_starved_is_not_marked_but_tried_again():
         answer.join()
 
 
-@pytest.mark.parametrize("said", [b"", b'{"gone": 0', b"\n"])
-def test_a_parent_that_is_killed_while_it_answers_is_a_parent_that_is_gone(said):
-    nursery = sandbox.Nursery(Path("nowhere"))
+@pytest.mark.parametrize("said", [b"", b"\n", b'{"ok": 1'])
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("asked", ["kill", "fork"])
+def test_a_parent_that_is_killed_while_it_is_asked_is_a_parent_that_is_gone(said, read, asked):
+    """Whatever the socket says of it. Then the submission is marked anew with another parent."""
+    nursery = sandbox.Nursery(Path("nowhere"), way="user")
     nursery.control, parent = socket.socketpair()
-    parent.sendall(said + b"\n" * (said == b'{"gone": 0'))
-    parent.close()
+    nursery.ready = True
+
+    def die():
+        select.select([parent], [], [])
+        if read:
+            parent.recv(100)
+        parent.sendall(said)
+        parent.close()
+
+    dying = threading.Thread(target=die)
+    dying.start()
     with nursery.control, pytest.raises(sandbox.SandboxError):
-        nursery.kill()
+        getattr(nursery, asked)()
+    dying.join()
 
 
 def test_limits_of_the_grader_are_not_those_of_learners_processes():
