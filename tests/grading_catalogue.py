@@ -1,7 +1,7 @@
 """Submissions that people hand in, made from any lesson's release: hostile, broken by accident, correct but unusual.
 
     paper = Paper(released_cells, right_answers, target="mix", parameters="q, k, v")
-    for entry in hostile(paper, places) + broken(paper) + unusual(paper): entry.hand_in(folder)
+    for entry in hostile(paper, places) + stopping(paper) + broken(paper) + unusual(paper): entry.hand_in(folder)
 
 In a hostile one everything is answered rightly but the ``target``, and a trick takes its place. So it deserves what the
 same notebook with an honest wrong answer deserves: the rest. Every one is bounded in time, memory, processes and size.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Entry:
         file: its name, if not the lesson's.
         beside: other files: path → content.
         links: symbolic links: path → where they point to.
+        who: the learner's folder, if it is not called after the entry.
+        deep: there are folders in it whose path is longer than a path may be.
     """
 
     name: str
@@ -40,10 +43,12 @@ class Entry:
     file: str = ""
     beside: Mapping[str, bytes] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
+    who: str = ""
+    deep: bool = False
 
     @property
     def student(self) -> str:
-        return f"{self.kind}_{self.name.replace(' ', '_').replace('/', '_')}"
+        return self.who or f"{self.kind}_{self.name.replace(' ', '_').replace('/', '_')}"
 
     def hand_in(self, submitted: Path, lesson: str) -> None:
         """Write it where an instructor has submissions: ``submitted/<student>/<lesson>/``."""
@@ -58,6 +63,13 @@ class Entry:
             path.write_bytes(content)
         for name, where in self.links.items():
             (folder / name.format(lesson=lesson)).symlink_to(where)
+        if self.deep:
+            inside = os.open(folder, os.O_RDONLY)
+            for _ in range(30):  # of 200 letters each: 4096 is the longest that Linux takes
+                os.mkdir("d" * 200, dir_fd=inside)
+                outside, inside = inside, os.open("d" * 200, os.O_RDONLY, dir_fd=inside)
+                os.close(outside)
+            os.close(inside)
 
 
 class Paper:
@@ -379,7 +391,10 @@ HARM = {
         "        try: os.kill(number, signal.SIGKILL)\n        except OSError: pass"
     ),
     "prints": "for _ in range(2000):\n    print('x' * 50_000)",
-    "looks around": "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))",
+    "looks around": (
+        "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))\n"
+        "print('ENDED FIRST', open('/proc/self/oom_score_adj').read())"
+    ),
     "exits": "import os\nos._exit(0)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "stops": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
@@ -391,6 +406,98 @@ HARM = {
         "display(Javascript('document.title = \"MARK\"'))"
     ),
 }
+
+
+FORGED = """
+import json
+from mha_course.grading import wire
+made, honest = [], wire.pack_observation
+def forged(seen):
+    body, blobs = honest(seen)
+    if made:
+        made.clear()
+        pairs = dict(body["observation"]["dict"])
+        pairs["value"] = VALUE
+        return {"observation": {"dict": [[name, value] for name, value in pairs.items()]}}, [bytes(256 << 10)]
+    return body, blobs
+wire.pack_observation = forged
+"""
+VALUES = {  # what a process says that the target returned
+    "bytes used again and again": (
+        "{'list': [{'tensor': {'dtype': 'float32', 'shape': [65536], 'at': 0, 'size': 262144}}] * 3000}"
+    ),
+    "strides that make few numbers many": (
+        "{'list': [{'tensor': {'dtype': 'float32', 'shape': [65536], 'at': 0, 'size': 262144, 'stride': [4]}}] * 700}"
+    ),
+    "keys that collide": "{'dict': [[number * (2**61 - 1), 0] for number in range(90_000)]}",
+    "odd objects by the thousand": "{'list': [{'odd': f'a thing {number}'} for number in range(100_000)]}",
+    "impossible sizes": "{'tensor': {'dtype': 'float32', 'shape': [2**26] * 5, 'meta': True}}",
+    "lists in lists": "json.loads('{\"list\":[' * 400 + ']}' * 400)",
+    "very many values": "{'list': [{'list': [0] * 1000}] * 3000}",
+}
+
+
+def stopping(paper: Paper) -> list[Entry]:
+    """What once stopped a run, or held it up for all: one such submission, and nobody else was graded."""
+    whole = paper.right()
+
+    def with_own(cell: dict, count: int = 1) -> bytes:
+        return notebook([*paper.cells(), *({**cell, "id": f"own{number}"} for number in range(count))])
+
+    def text(source: str) -> dict:
+        return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+    def stamped(name: str, stamp: bytes) -> Entry:
+        return Entry(name, "broken", ALL, whole, beside={"timestamp.txt": stamp})
+
+    target = paper.define(f"made.append(1)\nreturn {paper.inputs}")
+    forged = [
+        Entry(name, "hostile", REST, paper.right(first=FORGED.replace("VALUE", value), answer=target))
+        for name, value in VALUES.items()
+    ]
+    nested = "".join(" " * (2 * (i % 60)) + "- a\n" for i in range(3000))
+    unmarked = [{**cell, "metadata": {}, "id": f"x{i}"} for i, cell in enumerate(paper.cells())]
+    much = code("\n".join(f"x{i} = [{i}, ({i}, {i})]" for i in range(500)), "much")
+    escapes = (
+        "import sys\nfor i in range(100):\n"
+        "    print('\\x1b]' * 9_900)\n    print('\\x1b]' * 9_900, file=sys.stderr)"
+    )
+    return [
+        *forged,
+        stamped("a time in a strange zone", b"2030-01-01 00:00:00 ../etc"),
+        stamped("a time that is two", b"01.11.2026"),
+        stamped("a time before all times", b"0001-01-01 00:00:00 +1400"),
+        stamped("a time of other bytes", bytes(range(256))),
+        stamped("no time at all", b"yesterday"),
+        Entry("a long dotted name", "hostile", ALL, with_own(code("a" + ".b" * 99_000, "dotted"))),
+        Entry("dotted names in many cells", "hostile", ALL, with_own(code("a" + ".b" * 450, "dotted"), 30)),
+        Entry("lists in a text", "hostile", ALL, with_own(text(nested), 9)),
+        Entry("brackets in a text", "hostile", ALL, with_own(text("[" * 100_000 + "![](" * 20_000), 9)),
+        Entry("escapes without an end", "hostile", ALL, with_own(code(escapes, "escapes"), 3)),
+        Entry("conflict marks without an end", "hostile", ALL, whole + b"\n" + b"<<<<<<< mine\n" * 300_000),
+        Entry(
+            "much to read in every cell",
+            "hostile",
+            ALL,
+            notebook([*({**much, "id": f"m{i}"} for i in range(40)), *unmarked]),
+        ),
+        Entry("more than is read", "hostile", ASIDE, with_own(code("x" * 190_000, "long"), 40)),
+        Entry("no UTF-8", "broken", ASIDE, whole, who="caf\udce9"),
+        Entry("an escape in the name", "broken", ASIDE, whole, who="red\x1b[31m\x07"),
+        Entry("a line end in the name", "broken", ASIDE, whole, who="two\nlines"),
+        Entry("a long name", "broken", ALL, whole, who="\u5b57" * 84),
+        Entry("a name for a format", "broken", ALL, whole, who="{0} %s $x 'y' *"),
+        Entry(
+            "an escape in a file's name",
+            "broken",
+            ALL,
+            whole,
+            beside={"\x1b[31mred\n.ipynb": b"{", "caf\udce9.ipynb": b"{"},
+            links={"\x1b]0;title\x07": "/etc/passwd"},
+        ),
+        Entry("folders without an end", "hostile", ALL, whole, deep=True),
+        Entry("many files", "hostile", ALL, whole, beside={f"z{i}/{i}.txt": b"" for i in range(1500)}),
+    ]
 
 
 def dressed_up(paper: Paper) -> list[Entry]:

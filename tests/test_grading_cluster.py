@@ -110,7 +110,7 @@ def test_a_scheduler_that_is_not_there_is_said_plainly(tmp_path):
     course.make_release(tmp_path)
     release = read_release(tmp_path / "notebooks" / course.LESSON)
     with pytest.raises(GradingError, match="no Dask scheduler answers"):
-        clustering.ClusterPool("tcp://127.0.0.1:9", release, Options(tmp_path), seconds=1)
+        clustering.ClusterPool("tcp://127.0.0.1:9", release, Options(tmp_path), None, seconds=1)
 
 
 # ------------------------------------------------------------------------------------ PostgreSQL

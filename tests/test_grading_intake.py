@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
+import grading_catalogue as catalogue
 import grading_course as course
 import pytest
 
-from mha_course.grading.intake import MAX_FILE, SetAside, read_release, read_submission
+from mha_course.grading import intake
+from mha_course.grading.intake import (
+    MAX_FILE,
+    SetAside,
+    moment,
+    name_trouble,
+    printable,
+    read_release,
+    read_submission,
+)
+from mha_course.grading.run import fingerprint, how_many
 
 
 @pytest.fixture
@@ -231,3 +243,125 @@ def test_a_student_who_handed_in_nothing_readable_is_never_given_a_silent_zero(r
     (folder / "essay.docx").write_bytes(b"x")
     with pytest.raises(SetAside, match="no notebook"):
         read_submission(folder, read_release(root / "notebooks" / course.LESSON))
+
+
+# ------------------------------------------------------------------------------------ one for all
+
+
+def folder_of(root, student="ann"):
+    return course.hand_in(root, student).parent
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2026-11-01 10:00:00.000000 UTC", "2026-11-01 10:00:00 UTC"),  # as the exchange writes it
+        ("2026-11-01 10:00:00 +0200", "2026-11-01 08:00:00 UTC"),
+        ("2026-11-01T10:00:00+02:00", "2026-11-01 08:00:00 UTC"),
+        ("2026-11-01T10:00:00Z", "2026-11-01 10:00:00 UTC"),
+        ("2026-11-01 10:00:00", "2026-11-01 10:00:00 UTC"),
+        ("13.11.2026 10:00", "2026-11-13 10:00:00 UTC"),
+        ("1 November 2026, 10:00", "2026-11-01 10:00:00 UTC"),
+        ("11/11/2026", "2026-11-11 00:00:00 UTC"),
+    ],
+)
+def test_a_time_is_read_as_it_was_meant(written, read):
+    assert moment(written) == read
+
+
+TIMES = {
+    "01.11.2026": "two ways",
+    "11/01/2026 10:00": "two ways",
+    "10:00": "two ways",
+    "November 2026": "two ways",
+    "2030-01-01 00:00:00 ../etc": "cannot be read",
+    "2026-11-01 10:00:00 QQQ": "unknown time zone",
+    "yesterday": "cannot be read",
+    "": "cannot be read",
+    "0001-01-01 00:00:00 +1400": "",
+    "9999-12-31 23:59:59 -1400": "",
+    "2026-11-01 10:00 \x1b[31m": "cannot be read",
+    "9" * 150: "",
+}
+
+
+@pytest.mark.parametrize("written", TIMES)
+def test_a_time_that_cannot_be_read_is_told_and_stops_nothing(root, written):
+    folder = folder_of(root)
+    (folder / "timestamp.txt").write_text(written)
+    submission = read_submission(folder, read_release(root / "notebooks" / course.LESSON))
+    (line,) = submission.repairs
+    assert line.startswith("timestamp.txt") and TIMES[written] in line and line.isprintable()
+    assert submission.timestamp is None
+    assert_all_answers_are_there(submission)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a path may be")
+def test_folders_without_an_end_are_neither_walked_nor_in_the_way(root):
+    paper = catalogue.Paper(course.released_cells(), course.RIGHT, "mix", "q, k, v")
+    (entry,) = [entry for entry in catalogue.stopping(paper) if entry.deep]
+    entry.hand_in(root / "grading" / "submitted", course.LESSON)
+    folder = root / "grading" / "submitted" / entry.student / course.LESSON
+    assert fingerprint(folder, "release") == fingerprint(folder, "release") != ""
+    assert_all_answers_are_there(read_submission(folder, read_release(root / "notebooks" / course.LESSON)))
+    subprocess.run(["rm", "-rf", folder], check=True)  # pytest's own way takes no such path
+
+
+def test_a_fingerprint_changes_with_what_counts_and_not_with_the_time_of_a_copy(root):
+    folder = folder_of(root)
+    first = fingerprint(folder, "release")
+    os.utime(folder / f"{course.LESSON}.ipynb", (1, 1))
+    assert fingerprint(folder, "release") == first
+    assert fingerprint(folder, "another release") != first
+    (folder / "timestamp.txt").write_text("2026-11-01 10:00:00 UTC")
+    second = fingerprint(folder, "release")
+    course.hand_in(root, "ann", course.answered(mix="def mix(q, k, v):\n    return 0"))
+    assert len({first, second, fingerprint(folder, "release")}) == 3
+
+
+def test_a_folder_that_cannot_be_looked_at_now_counts_as_never_graded(root, monkeypatch):
+    def gone(*_arguments):
+        raise OSError("the disk does not answer")
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert fingerprint(folder_of(root), "release") == ""
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "red\x1b[31m", "two\nlines", "bell\x07", "c1\x9b"])
+def test_names_that_cannot_be_written_are_told_in_letters_that_can(name):
+    assert name_trouble(name)
+    assert printable(name).isprintable() and printable(name).encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["ann", "Jos\u00e9", "\u5b57" * 84, "{0}", "O'Brien; DROP", "a b", "-x", "\U0001f600"]
+)
+def test_unusual_names_are_names(name):
+    assert not name_trouble(name) and printable(name, 100) == name
+
+
+def test_each_cell_is_parsed_once_however_many_answers_lost_their_marks(root, monkeypatch):
+    cells = [{**cell, "metadata": {}, "id": f"x{i}"} for i, cell in enumerate(course.answered())]
+    cells += [course.code(f"x = {number}", f"mine{number}") for number in range(50)]
+    parsed = []
+    usual = intake.ast.parse
+    monkeypatch.setattr(intake.ast, "parse", lambda source: parsed.append(source) or usual(source))
+    assert_all_answers_are_there(read(root, cells))
+    assert sum(source.startswith("x = ") for source in parsed) == 50
+
+
+def test_only_so_much_is_read_of_all_notebooks_together_and_the_expected_one_first(root, monkeypatch):
+    folder = folder_of(root)
+    for number in range(5):
+        (folder / f"a{number}.ipynb").write_bytes((folder / f"{course.LESSON}.ipynb").read_bytes())
+    monkeypatch.setattr(intake, "MAX_READ", 3 * (folder / "a0.ipynb").stat().st_size)
+    submission = read_submission(folder, read_release(root / "notebooks" / course.LESSON))
+    assert_all_answers_are_there(submission)
+    assert sum("was not read" in line for line in submission.repairs) == 3
+
+
+def test_as_many_processes_as_were_asked_for_on_every_system(monkeypatch):
+    assert how_many(8, 100) == 8 and how_many(8, 3) == 3 and how_many(0, 1) == 1
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert how_many(8, 100) == 8 and how_many(0, 100) == 6 and how_many(0, 0) == 1

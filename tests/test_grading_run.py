@@ -15,6 +15,7 @@ import grading_course as course
 import pytest
 
 from mha_course.grading import sandbox
+from mha_course.grading.intake import printable
 
 needs_sandbox = pytest.mark.skipif(not sandbox.available()[0], reason=sandbox.available()[1])
 pytestmark = [pytest.mark.xdist_group("grading"), pytest.mark.slow, needs_sandbox]
@@ -27,7 +28,8 @@ PAPER = catalogue.Paper(course.released_cells(), course.RIGHT, TARGET, course.PA
 def entries(root="ROOT", port=0):
     """Everything in the catalogue, for this lesson."""
     places = {"root": str(root), "port": str(port), "mark": MARK}
-    return [*catalogue.hostile(PAPER, places), *catalogue.broken(PAPER), *catalogue.unusual(PAPER)]
+    found = [*catalogue.hostile(PAPER, places), *catalogue.stopping(PAPER)]
+    return [*found, *catalogue.broken(PAPER), *catalogue.unusual(PAPER)]
 
 
 NAMES = [entry.student for entry in entries()]
@@ -100,9 +102,9 @@ def test_the_catalogue_is_large_enough():
     assert len(set(NAMES)) == len(NAMES)
 
 
-@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.student)
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
 def test_everybody_gets_what_they_deserve(graded, entry):
-    result = graded[0][entry.student]
+    result = graded[0][printable(entry.student, 200)]
     if entry.deserves == catalogue.ASIDE:
         assert result.status == "set aside" and result.reason
         return
@@ -176,6 +178,10 @@ def test_nothing_of_one_learner_is_seen_by_the_next(graded):
     listed = ast.literal_eval(left.partition("]")[0] + "]")
     assert sorted(listed) == sorted(["work", *environment])
     assert left.endswith("] [] False")
+
+
+def test_when_memory_runs_out_a_learners_process_is_ended_before_the_graders(graded):
+    assert "ENDED FIRST 900" in printed(graded[1], "hostile_looks_around")
 
 
 def test_processes_and_disk_are_bounded(graded):

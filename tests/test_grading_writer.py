@@ -6,13 +6,17 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import grading_course as course
 import pytest
+from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 
 from mha_course.grading import writer as writing
 from mha_course.grading.intake import read_release, read_submission
-from mha_course.grading.records import only_writer
+from mha_course.grading.pool import Failed
+from mha_course.grading.records import Records, only_writer
+from mha_course.grading.run import Job, settle
 
 
 def check_cell(cell: dict, right: bool) -> dict:
@@ -40,7 +44,7 @@ def empty_gradebook(tmp_path_factory):
     root = tmp_path_factory.mktemp("new")
     course.make_release(root)
     release = read_release(root / "notebooks" / course.LESSON)
-    made = writing.Writer(root, release, writing.course_config(root), feedback=False)
+    made = writing.Writer(root, release, writing.course_config(root))
     made.prepare()
     made.close()
     return root / "grading" / "gradebook.db"
@@ -57,7 +61,7 @@ def root(tmp_path, empty_gradebook):
 @pytest.fixture
 def writer(root):
     config = writing.course_config(root)
-    made = writing.Writer(root, read_release(root / "notebooks" / course.LESSON), config, feedback=False)
+    made = writing.Writer(root, read_release(root / "notebooks" / course.LESSON), config)
     made.prepare()
     yield made
     made.close()
@@ -131,7 +135,7 @@ def test_late_penalties_are_those_of_nbgraders_plugin(writer, root):
     assert early.scores[course.LESSON][0] == 9.0
 
 
-STEPS = ["keep", "_put_autograded", "_enter", "make"]
+STEPS = ["keep", "_put_autograded", "_enter"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -146,7 +150,7 @@ def test_a_full_disk_at_any_step_loses_nothing_and_the_next_run_goes_on(root, st
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        owner = {"keep": writing, "make": writing.FeedbackMaker}.get(step, writing.Writer)
+        owner = {"keep": writing}.get(step, writing.Writer)
         patch.setattr(owner, step, full)
         with pytest.raises(writing.CannotWrite, match="No space left"):
             writer.write(result_of(root, "ann"))
@@ -175,11 +179,164 @@ def test_an_interruption_inside_the_transaction_changes_no_mark(writer, root, mo
     assert score(writer, "ann") == 6.0
 
 
-def test_a_half_written_file_counts_as_none(writer, root):
-    path = writer.path_of("pending", "ann")
-    path.parent.mkdir(parents=True)
-    path.write_text('{"student": "an')
-    assert list(writer.results("pending")) == []
+def a_job(root, student: str, fingerprint: str = "first") -> Job:
+    return Job(student, root / "grading" / "submitted" / student / course.LESSON, fingerprint, {})
+
+
+def kinds_of_record(writer, student: str) -> list[str]:
+    return [kind for kind in ("pending", "done", "again") if writer.path_of(kind, student).exists()]
+
+
+ABOUT_ONE = [
+    OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)),
+    UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"),
+    DataError("INSERT", {}, Exception("value too long")),
+    UserWarning("a warning that is raised"),
+    RecursionError("too deep"),
+    MemoryError(),
+    KeyError("cells"),
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", ABOUT_ONE, ids=lambda error: type(error).__name__)
+def test_an_error_about_one_submission_sets_that_one_aside_and_the_next_run_tries_again(
+    writer, root, step, error, monkeypatch
+):
+    owner = {"keep": writing}.get(step, writing.Writer)
+    usual = getattr(owner, step)
+
+    def stumbling(*arguments):
+        if any("ann" in str(getattr(argument, "student", argument)) for argument in arguments):
+            raise error
+        return usual(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, stumbling)
+        failed = settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
+        other = settle(a_job(root, "bob"), result_of(root, "bob", wrong=("mix",)), writer, set())
+    assert failed.status == "failed" and type(error).__name__ in failed.reason
+    assert other.scores == {course.LESSON: [6.0, 11.0]} and kinds_of_record(writer, "bob") == ["done"]
+    assert kinds_of_record(writer, "ann") == []
+    again = settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
+    assert again.scores == {course.LESSON: [9.0, 11.0]} and kinds_of_record(writer, "ann") == ["done"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("UPDATE", {}, Exception("database is locked")),
+        DatabaseError("UPDATE", {}, Exception("database disk image is malformed")),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+    ],
+    ids=["locked", "malformed", "full", "read only"],
+)
+def test_a_full_disk_and_a_broken_gradebook_stop_the_run_and_nothing_is_lost(
+    writer, root, error, monkeypatch
+):
+    def stumbling(*_arguments):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.Writer, "_enter", stumbling)
+        with pytest.raises(writing.CannotWrite, match="marks of ann"):
+            settle(a_job(root, "ann"), result_of(root, "ann"), writer, set())
+    assert kinds_of_record(writer, "ann") == ["pending"]
+
+
+def test_what_failed_is_noted_as_to_be_tried_again_and_waits_for_a_person(writer, root):
+    answer = Failed("it took the grader longer than 900 s")
+    result = settle(a_job(root, "ann"), answer, writer, set())
+    assert (result.status, result.reason) == ("failed", "it took the grader longer than 900 s")
+    assert kinds_of_record(writer, "ann") == ["again"]
+    assert writer.gradebook.find_submission(course.LESSON, "ann").needs_manual_grade
+
+
+def test_a_fault_of_the_grader_takes_no_marks_from_the_same_submission(writer, root):
+    writer.write(result_of(root, "ann", fingerprint="first"))
+    answer = Failed("the grader's own process died, twice")
+    result = settle(a_job(root, "ann"), answer, writer, {("ann", "first")})
+    assert result.status == "failed" and score(writer, "ann") == 9.0
+    assert kinds_of_record(writer, "ann") == ["done"]
+
+
+def test_an_exercise_that_the_grader_stumbled_over_is_tried_again(writer, root):
+    result = result_of(root, "ann", trouble=("check_mix",))
+    card = {"name": "mix", "status": "trouble", "html": ""}
+    result.notebooks[course.LESSON]["outcomes"] = {"check_mix": [card]}
+    writer.write(result)
+    assert kinds_of_record(writer, "ann") == ["again"]
+    writer.write(result_of(root, "ann"))
+    assert kinds_of_record(writer, "ann") == ["done"]
+
+
+def test_a_gradebook_that_is_none_is_said_plainly(root):
+    (root / "grading" / "gradebook.db").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(writing.CannotWrite, match="gradebook cannot be opened"):
+        writing.Writer(root, read_release(root / "notebooks" / course.LESSON), writing.course_config(root))
+
+
+def test_a_page_is_missing_until_it_is_made_and_after_new_marks(writer, root):
+    def make():
+        writing.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+
+    writer.write(result_of(root, "ann"))
+    assert writer.pages_missing(["ann", "nobody"]) == ["ann"]
+    make()
+    assert writer.pages_missing(["ann"]) == []
+    page = root / "grading" / "feedback" / "ann" / course.LESSON / f"{course.LESSON}.html"
+    os.utime(page, (1, 1))  # older than the marks
+    assert writer.pages_missing(["ann"]) == ["ann"]
+
+
+@pytest.mark.parametrize("kind", ["code", "text"])
+def test_long_texts_are_on_the_page_uncoloured_or_cut(writer, root, kind):
+    result = result_of(root, "ann")
+    long = {
+        "code": course.code("x" + ".y" * 30_000 + "\n# <the end>", "mine"),
+        "text": course.text("- a\n" * 20_000 + "<the end>", "mine"),
+    }
+    result.notebooks[course.LESSON]["cells"].append(long[kind])
+    writer.write(result)
+    (page,) = writing.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+    shown = page.read_text()
+    assert "<the end>" not in shown
+    assert "more characters" in shown and shown.count("<li>") < 100
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: json.dumps({**kept, "a_field_of_a_newer_version": 1}),
+        lambda kept: json.dumps({**kept, "student": 7}),
+        lambda kept: json.dumps({"student": "ann"}),
+        lambda kept: json.dumps([kept]),
+        lambda kept: json.dumps(kept)[:-20],
+        lambda kept: "",
+        lambda kept: "[" * 100_000,
+    ],
+    ids=["unknown field", "no text", "fields missing", "a list", "half", "empty", "deep"],
+)
+def test_a_record_that_is_not_understood_is_kept_and_told(writer, root, damage):
+    for student in ("ann", "bob"):
+        writer.write(result_of(root, student))
+    path = writer.path_of("done", "ann")
+    for times in (1, 2):  # what is kept does not take the place of what was kept before
+        text = damage(json.loads(writer.path_of("done", "bob").read_text()) | {"student": "ann"})
+        path.write_text(text)
+        records = Records(root, course.LESSON)
+        assert [result.student for result in records.results("done")] == ["bob"]
+        assert len(records.unreadable) == times
+        assert text in [Path(kept).read_text() for kept in records.unreadable]
+        writer.write(result_of(root, "ann"))
+
+
+def test_names_are_measured_in_bytes(writer, root):
+    name = "\u5b57" * 84
+    writer.write(result_of(root, name, wrong=("mix",)))
+    assert score(writer, name) == 6.0
+    assert [result.student for result in writer.results("done")] == [name]
 
 
 def test_another_run_at_the_same_time_is_refused(root):

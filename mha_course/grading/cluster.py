@@ -1,6 +1,6 @@
 """Grading on a Dask cluster: the confined runs go there, the writer stays here.
 
-A task is one submission, already read here; what comes back is a result as from a local worker. Dask gives a
+A task is one submission, already read here; what comes back is a result as from a local process. Dask gives a
 lost worker's tasks to another one; a submission whose result arrives twice is written once. The cluster's
 machines are the instructor's own: exercises and references are on them, outside their sandboxes.
 
@@ -21,8 +21,9 @@ from typing import Any
 
 from mha_course import __version__
 
-from .intake import Release, SetAside, Submission, read_submission
-from .run import TRIES, GradingError, Job, Options
+from .intake import Release, Submission
+from .pool import TRIES, Bounds, Failed, Pool
+from .run import GradingError, Job, Options
 from .sandbox import Limits, Nursery, SandboxError, best_way, staged_course
 
 # ------------------------------------------------------------------------------- on the cluster's side
@@ -100,18 +101,21 @@ def grade_remotely(
 
 
 class ClusterPool:
-    """Hands submissions to a Dask scheduler; the same interface as `run.LocalPool`.
+    """Hands submissions to a Dask scheduler; the same interface as `pool.Pool`.
 
     Args:
+        reader: processes here in which submissions are read.
         address: the scheduler's address, or (for tests) a `distributed` cluster or client.
     """
 
-    def __init__(self, address: Any, release: Release, options: Options, seconds: float = 30):
+    def __init__(
+        self, address: Any, release: Release, options: Options, reader: Pool | None, seconds: float = 30
+    ):
         try:
             from distributed import Client
         except ImportError:
             raise GradingError("--scheduler needs Dask: pip install 'mha-course[cluster]'") from None
-        self.release, self.options = release, options
+        self.release, self.options, self.reader = release, options, reader
         try:
             self.client = Client(address, timeout=seconds)
         except (OSError, TimeoutError) as error:
@@ -119,44 +123,33 @@ class ClusterPool:
         folder = options.root / "notebooks" / release.lesson
         self.files = {name: (folder / name).read_bytes() for name in release.files}
 
-    def open(self) -> None:
-        """The cluster is there already."""
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict | None, str]]:
-        """Grade jobs in any order; gives each with its result, or with what failed."""
+    def run(self, jobs: Iterable[Job], bounds: Bounds) -> Iterator[tuple[Job, Any]]:
+        """Grade jobs in any order; gives each with its result, or with a `Failed`."""
         from distributed import as_completed
 
         options = self.options
         how = (options.limits, options.outputs, options.pictures, options.require_sandbox)
         asked: dict[Any, tuple[Job, dict, float]] = {}
-        for job in jobs:
-            base = {
-                "student": job.student,
-                "lesson": self.release.lesson,
-                "status": "graded",
-                "fingerprint": job.fingerprint,
-                "seeds": job.seeds,
-            }
-            try:
-                submission = read_submission(job.folder, self.release)
-            except (SetAside, OSError, MemoryError, RecursionError) as error:
-                yield job, {**base, "status": "set aside", "reason": str(error) or type(error).__name__}, ""
+        for job, read in self.reader.run(jobs, bounds):
+            if isinstance(read, Failed) or read[1] is None:
+                yield job, read if isinstance(read, Failed) else read[0]
                 continue
-            base.update(repairs=list(dict.fromkeys(submission.repairs))[:50], timestamp=submission.timestamp)
+            result, submission = read
             future = self.client.submit(
                 *(grade_remotely, __version__, submission, self.release, self.files, job.seeds, how),
                 pure=False,
                 retries=TRIES,
             )
-            asked[future] = (job, base, time.perf_counter())
+            asked[future] = (job, result, time.perf_counter())
         for future in as_completed(list(asked)):
-            job, base, started = asked.pop(future)
+            job, result, started = asked.pop(future)
             error = future.exception()
             if error is not None:
-                yield job, None, f"the cluster could not grade it: {type(error).__name__}: {str(error)[:200]}"
+                says = f"the cluster could not grade it: {type(error).__name__}: {str(error)[:200]}"
+                yield job, Failed(says)
             else:
                 seconds = round(time.perf_counter() - started, 3)
-                yield job, {**base, "notebooks": future.result(), "seconds": seconds}, ""
+                yield job, {**result, "notebooks": future.result(), "seconds": seconds}
             future.release()
 
     def close(self) -> None:

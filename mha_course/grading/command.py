@@ -13,6 +13,7 @@ from typing import Any
 
 from mha_course import lessons
 
+from .intake import printable
 from .sandbox import Limits
 
 
@@ -89,7 +90,9 @@ def main(args: argparse.Namespace) -> int:
     print(json.dumps(numbers(summary), indent=1, ensure_ascii=False) if args.json else table(summary))
     if summary.stopped == "interrupted":
         return 130
-    incomplete = summary.unfinished or any(result.status != "graded" for result in summary.results)
+    incomplete = (
+        summary.unfinished or summary.pages or any(result.status != "graded" for result in summary.results)
+    )
     return 2 if incomplete else 0
 
 
@@ -123,7 +126,7 @@ class Bar:
         left = (now - self.started) / done * (whole - done)
         wide = 30
         filled = wide * done // whole
-        line = f"[{'█' * filled}{'·' * (wide - filled)}] {done}/{whole}  {duration(left)} left  {result.student[:24]}"
+        line = f"[{'█' * filled}{'·' * (wide - filled)}] {done}/{whole}  {duration(left)} left  {printable(result.student, 24)}"
         if self.terminal:
             columns = os.get_terminal_size(self.stream.fileno()).columns
             print(f"\r\x1b[K{line[: columns - 1]}", end="", file=self.stream, flush=True)

@@ -10,10 +10,14 @@ from __future__ import annotations
 import ast
 import codecs
 import copy
+import errno
+import functools
+import itertools
 import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +31,9 @@ MAX_SOURCE = 200_000  # characters of one cell
 MAX_CELLS = 2000
 MAX_FOLDER = 2000  # entries looked at in a submission's folder
 MAX_LEVELS = 3  # folders inside folders, as archives make them
+MAX_READ = 256 << 20  # bytes of all notebooks of one submission
+MAX_TEXT = 5_000_000  # characters of all cells of one notebook
+NOTEBOOKS = (".ipynb",)
 
 
 class SetAside(Exception):
@@ -157,35 +164,42 @@ def read_submission(folder: Path, release: Release) -> Submission:
         SetAside: nothing in it can be graded.
     """
     found = Submission()
-    listing = list(_regular_files(folder, found.repairs))
-    found.timestamp = _timestamp(folder / "timestamp.txt") if folder / "timestamp.txt" in listing else None
-    notebooks = {path: None for path in listing if path.suffix.lower() == ".ipynb"}
+    files = list(listing(folder, found.repairs))
+    found.timestamp = _timestamp(folder / "timestamp.txt", found.repairs)
+    expected = [f"{stem}.ipynb" for stem in release.notebooks]
+    notebooks = [path for path in files if path.suffix.lower() in NOTEBOOKS]
     read: dict[Path, list[dict]] = {}
     trouble: dict[Path, str] = {}
-    for path in notebooks:
+    room = MAX_READ
+    for path in sorted(notebooks, key=lambda path: (path.name not in expected, len(path.parts))):
         try:
+            room -= path.lstat().st_size
+            if room < 0:
+                raise SetAside(f"was not read: {MAX_READ >> 20} MB of notebooks are enough")
             read[path] = read_notebook(path, found.repairs)
         except SetAside as error:
             trouble[path] = str(error)
     for stem, released in release.notebooks.items():
         path = _choose(released, folder, read, trouble, release, found.repairs)
         found.notebooks[stem] = None if path is None else rebuild(released, read[path], found.repairs)
-    if all(cells is None for cells in found.notebooks.values()):
-        reasons = [f"{path.name}: {reason}" for path, reason in trouble.items()]
+    reasons = [f"{printable(path.name)}: {reason}" for path, reason in trouble.items()][:5]
+    missing = [stem for stem, cells in found.notebooks.items() if cells is None]
+    if len(missing) == len(found.notebooks):
         links = [line for line in found.repairs if "symbolic link" in line]
         raise SetAside("; ".join(reasons or links[:3]) or "there is no notebook in the folder")
-    for path, reason in trouble.items():
-        found.repairs.append(f"{path.name} was not used: {reason}")
-    for stem, cells in found.notebooks.items():
-        if cells is None:
-            if trouble:
-                raise SetAside("; ".join(f"{path.name}: {reason}" for path, reason in trouble.items()))
-            found.repairs.append(f"{stem}.ipynb was not handed in: 0 points for it")
+    if missing and trouble:
+        raise SetAside("; ".join(reasons))
+    found.repairs += [f"{printable(path.name)} was not used: {reason}" for path, reason in trouble.items()]
+    found.repairs += [f"{stem}.ipynb was not handed in: 0 points for it" for stem in missing]
     return found
 
 
-def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
-    """Files in the folder and up to `MAX_LEVELS` below, links never followed."""
+def listing(folder: Path, repairs: list[str]) -> Iterator[Path]:
+    """Files in the folder and up to `MAX_LEVELS` below, links never followed.
+
+    Raises:
+        SetAside: it is no folder.
+    """
     if folder.is_symlink() or folder.parent.is_symlink():
         raise SetAside("the folder is a symbolic link, which is not followed")
     if not folder.is_dir():
@@ -196,39 +210,97 @@ def _regular_files(folder: Path, repairs: list[str]) -> Iterator[Path]:
         if level.name in (".ipynb_checkpoints", "__pycache__", "feedback"):
             continue
         with os.scandir(level) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                seen += 1
-                if seen > MAX_FOLDER:
-                    repairs.append(f"more than {MAX_FOLDER} files were handed in; the rest was not looked at")
-                    return
-                if entry.is_symlink():
-                    repairs.append(f"{_shown(entry.name)} is a symbolic link, which is not followed")
-                elif entry.is_file(follow_symlinks=False):
-                    yield Path(entry.path)
-                elif not entry.is_dir(follow_symlinks=False):
-                    repairs.append(f"{_shown(entry.name)} is no regular file and was not opened")
-                elif depth < MAX_LEVELS:
-                    levels.append((Path(entry.path), depth + 1))
+            some = list(itertools.islice(entries, MAX_FOLDER + 1 - seen))
+        for entry in sorted(some, key=lambda entry: entry.name):
+            seen += 1
+            if seen > MAX_FOLDER:
+                repairs.append(f"more than {MAX_FOLDER} files were handed in; the rest was not looked at")
+                return
+            if entry.is_symlink():
+                repairs.append(f"{printable(entry.name)} is a symbolic link, which is not followed")
+            elif entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
+            elif not entry.is_dir(follow_symlinks=False):
+                repairs.append(f"{printable(entry.name)} is no regular file and was not opened")
+            elif depth < MAX_LEVELS:
+                levels.append((Path(entry.path), depth + 1))
 
 
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()[:80]
+def printable(text: str, limit: int = 80) -> str:
+    """A text for a terminal or a page: what cannot be shown (line ends, escapes, broken bytes) is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
 
 
-def _timestamp(path: Path) -> str | None:
+def name_trouble(name: str) -> str:
+    """What is wrong with a learner's name, as a folder's; "" if it can be used."""
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        return "its name is not written in UTF-8"
+    if any(unicodedata.category(c) == "Cc" for c in name):
+        return "there are control characters in its name"
+    return ""
+
+
+def _timestamp(path: Path, repairs: list[str]) -> str | None:
+    """When it was handed in, in UTC, as nbgrader writes it. What cannot be understood is told, never guessed."""
+    text = ""
     try:
-        text = _bytes(path, 200).decode("ascii").strip()
-    except (OSError, ValueError, SetAside):
+        text = read_file(path, 200).decode("utf-8-sig", "replace").strip()
+        return moment(text)
+    except FileNotFoundError:
         return None
-    return text if re.fullmatch(r"[\d\-:. A-Za-z+/_]{8,60}", text) else None
+    except SetAside as error:
+        why = str(error)
+    except Exception as error:  # dateutil's many
+        why = f"{str(error)[:100]}: {printable(text, 40)!r}"
+    repairs.append(f"timestamp.txt {why}. Whether it was late is not known")
+    return None
 
 
-def _bytes(path: Path, limit: int = MAX_FILE) -> bytes:
+def moment(text: str) -> str:
+    """A time in UTC, in the one form that every tool reads: 2026-11-01 10:00:00 UTC.
+
+    Raises:
+        ValueError, OverflowError: it is no time, or one that can be read in two ways (01.11.2026).
+    """
+    import datetime
+
+    from dateutil import parser, tz
+
+    def zone(name: str | None, offset: int | None) -> datetime.tzinfo:
+        found = tz.gettz(name) if offset is None and name else tz.tzoffset(None, offset or 0)
+        if found is None:
+            raise ValueError(f"has an unknown time zone, {name}")
+        return found
+
+    # A part that is missing would be taken from the second argument: then two of them give two times.
+    others = [datetime.datetime(2000, 1, 1), datetime.datetime(2001, 2, 2)]
+    ways = [False] if re.match(r"\d{4}\D", text) else [False, True]
+    try:
+        read = {
+            parser.parse(text, dayfirst=way, default=other, tzinfos=zone) for way in ways for other in others
+        }
+    except parser.ParserError:
+        raise ValueError("cannot be read as a time") from None
+    if len(read) > 1:
+        raise ValueError("can be read in two ways")
+    (when,) = read
+    if when.tzinfo is not None:
+        when = (when - when.utcoffset()).replace(tzinfo=None)
+    if not 1970 <= when.year <= 9990:
+        raise ValueError("is no time of ours")
+    return f"{when.isoformat(' ')} UTC"
+
+
+def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
     """A regular file's bytes; no link is followed, no pipe or device opened."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
     except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EACCES, errno.ENODEV):
+            raise  # no fault of the file's
         raise SetAside(f"cannot be opened ({error.strerror})") from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
@@ -236,10 +308,7 @@ def _bytes(path: Path, limit: int = MAX_FILE) -> bytes:
             raise SetAside("is no regular file")
         if status.st_size > limit:
             raise SetAside(f"has {status.st_size >> 20} MB; more than {limit >> 20} MB is not read")
-        try:
-            return file.read(limit + 1)
-        except OSError as error:
-            raise SetAside(f"cannot be read ({error.strerror})") from None
+        return file.read(limit + 1)
 
 
 def _choose(
@@ -255,8 +324,10 @@ def _choose(
     others = [stem for stem in release.notebooks if stem != released.stem]
     free = [path for path in read if path.stem not in others]
 
+    stubs = {grade_id(cell): cell["source"] for cell in released.cells if is_answer(cell)}
+
+    @functools.cache
     def likeness(path: Path) -> tuple:
-        stubs = {grade_id(cell): cell["source"] for cell in released.cells if is_answer(cell)}
         ids = {grade_id(cell) or cell.get("id") for cell in read[path]}
         changed = sum(cell["source"] != stubs.get(grade_id(cell), cell["source"]) for cell in read[path])
         return len(ids & released.ids()), changed, path == expected, path.parent == folder, path.name
@@ -267,12 +338,12 @@ def _choose(
     if known:
         best = max(known, key=likeness)
         if best != expected:
-            repairs.append(f"{_shown(best.name)} was taken for {released.stem}.ipynb")
+            repairs.append(f"{printable(best.name)} was taken for {released.stem}.ipynb")
         return best
     if expected in read:
         return expected
     if len(free) == 1 and not trouble and len(release.notebooks) == 1:
-        repairs.append(f"{_shown(free[0].name)} was taken for {released.stem}.ipynb")
+        repairs.append(f"{printable(free[0].name)} was taken for {released.stem}.ipynb")
         return free[0]
     return None
 
@@ -286,8 +357,8 @@ def read_notebook(path: Path, repairs: list[str]) -> list[dict]:
     Raises:
         SetAside: it is not a notebook.
     """
-    name = _shown(path.name)
-    data = _bytes(path)
+    name = printable(path.name)
+    data = read_file(path)
     if not data.strip(b"\0 \t\r\n"):
         raise SetAside("is empty")
     if sum(data.count(mark) for mark in b"[{,") > MAX_STRUCTURE:
@@ -308,7 +379,10 @@ def read_notebook(path: Path, repairs: list[str]) -> list[dict]:
         raise SetAside("is no notebook: no cells in it")
     if len(cells) > MAX_CELLS:
         repairs.append(f"{name} has {len(cells)} cells; the first {MAX_CELLS} were read")
-    return [kept for cell in cells[:MAX_CELLS] if (kept := _cell(cell, name, repairs))]
+    kept = [kept for cell in cells[:MAX_CELLS] if (kept := _cell(cell, name, repairs))]
+    if sum(len(cell["source"]) for cell in kept) > MAX_TEXT:
+        raise SetAside(f"has more than {MAX_TEXT // 1_000_000} million characters in its cells")
+    return kept
 
 
 def _text(data: bytes, name: str, repairs: list[str]) -> str:
@@ -335,7 +409,8 @@ def _text(data: bytes, name: str, repairs: list[str]) -> str:
 
 def _json(text: str, name: str, repairs: list[str]) -> Any:
     text = text.strip("\0 \t\r\n\ufeff")
-    if re.search(r"^<{7} .*?^={7}$", text[:5_000_000], re.MULTILINE | re.DOTALL):
+    begin = re.search(r"^<{7} ", text, re.MULTILINE)
+    if begin and re.compile(r"^={7}$", re.MULTILINE).search(text, begin.end()):
         raise SetAside("has conflict marks of a version control system in it")
     try:
         return json.loads(text, strict=False)
@@ -436,6 +511,7 @@ def _match(released: ReleasedNotebook, theirs: list[dict], repairs: list[str]) -
         if len(found) > 1:
             which = "the last changed one counts" if is_answer(released.cells[ours]) else "one was used"
             repairs.append(f"cell {_name(released.cells[ours])} was there {len(found)} times: {which}")
+    defines = functools.cache(lambda index: _defined(theirs[index]["source"]))
     by_text: dict[str, list[int]] = {}
     for index, cell in enumerate(released.cells):
         if index not in place.values():
@@ -446,9 +522,7 @@ def _match(released: ReleasedNotebook, theirs: list[dict], repairs: list[str]) -
             place[index] = same.pop(0)
     for ours, cell in enumerate(released.cells):
         if is_answer(cell) and ours not in place.values() and cell["cell_type"] == "code":
-            defining = [
-                i for i, c in enumerate(theirs) if i not in place and grade_id(cell) in _defined(c["source"])
-            ]
+            defining = [i for i in range(len(theirs)) if i not in place and grade_id(cell) in defines(i)]
             if defining:
                 place[defining[-1]] = ours
                 repairs.append(f"cell {_name(cell)} had lost its marks: found by what it defines")

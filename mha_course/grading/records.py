@@ -3,6 +3,7 @@
 grading/marks/secret                       for the seeds; made at the first run
 grading/marks/01_one_head/pending/…json    results that are not wholly written yet
 grading/marks/01_one_head/done/…json       what was given for what, with seeds and repairs
+grading/marks/01_one_head/again/…json      what the next run tries again: there, something was the grader's own fault
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout  # comes with torch
+
+WAIT = 2.0  # seconds: processes of a run that was just killed may still be ending
+
 
 class CannotWrite(Exception):
     """Something about the folders or the gradebook that a person must put right; the text says what."""
@@ -27,8 +32,8 @@ class Result:
     """All there is to write about one submission. Plain data.
 
     Args:
-        status: "graded" or "set aside".
-        reason: why it was set aside.
+        status: "graded", "set aside", or "failed": it could not be graded, and not through a fault of its own.
+        reason: why it was set aside, or failed.
         fingerprint: of what was handed in; see `run.fingerprint`.
         notebooks: by stem the fields of `score.Marks`; of a set-aside one nothing.
         seeds: of the inputs, by exercise.
@@ -47,6 +52,19 @@ class Result:
     seconds: float = 0.0
     scores: dict[str, list[float]] = field(default_factory=dict)
 
+    def shed(self) -> None:
+        """Leave out what stands in the autograded notebook anyway."""
+        for notebook in self.notebooks.values():
+            notebook.pop("cells", None)
+            for outcomes in notebook["outcomes"].values():
+                for outcome in outcomes:
+                    outcome.pop("html", None)
+
+    def faulty(self) -> bool:
+        """Whether something in it was the grader's own fault, so that it is to be tried again."""
+        outcomes = [o for n in self.notebooks.values() for listed in n["outcomes"].values() for o in listed]
+        return self.status == "failed" or any(outcome["status"] == "trouble" for outcome in outcomes)
+
 
 class Records:
     """The results of one lesson that are kept.
@@ -59,17 +77,31 @@ class Records:
     def __init__(self, root: Path, lesson: str):
         self.root = root
         self.folder = root / "grading" / "marks" / lesson
+        self.unreadable: list[str] = []
 
     def path_of(self, kind: str, student: str) -> Path:
-        return self.folder / kind / f"{student[:100]}-{hashlib.sha256(student.encode()).hexdigest()[:8]}.json"
+        name = student.encode()
+        short = name[:100].decode(errors="ignore")  # bytes count for what a file may be called
+        return self.folder / kind / f"{short}-{hashlib.sha256(name).hexdigest()[:8]}.json"
 
     def results(self, kind: str) -> Iterator[Result]:
-        """Results that are "pending" or "done"; a damaged file counts as none."""
-        for path in sorted((self.folder / kind).glob("*.json")):
+        """Results that are "pending", "done" or to be tried "again".
+
+        One that is not understood is kept under another name, and listed in `unreadable`.
+        """
+        folder = self.folder / kind
+        self.unreadable += map(str, sorted(folder.glob("*.unreadable")))
+        for path in sorted(folder.glob("*.json")):
             try:
-                yield Result(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
-                path.unlink(missing_ok=True)
+                result = Result(**json.loads(path.read_text(encoding="utf-8")))
+                plain = (result.student, result.lesson, result.status, result.fingerprint)
+                if not all(isinstance(text, str) for text in plain):
+                    raise TypeError("no record of marks")
+                yield result
+            except (ValueError, TypeError, RecursionError):
+                number = len(list(folder.glob(f"{path.stem}.*.unreadable"))) + 1
+                os.replace(path, kept := folder / f"{path.stem}.{number}.unreadable")
+                self.unreadable.append(str(kept))
 
 
 def the_secret(root: Path) -> bytes:
@@ -115,13 +147,12 @@ def only_writer(root: Path) -> Iterator[None]:
     """
     path = root / "grading" / "marks" / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            raise CannotWrite(f"another run of grading is under way in {root / 'grading'}") from None
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=WAIT)
+    except Timeout:
+        raise CannotWrite(f"another run of grading is under way in {root / 'grading'}") from None
+    try:
         yield
+    finally:
+        lock.release()

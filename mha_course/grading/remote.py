@@ -5,15 +5,17 @@ Whatever comes back is a claim: it is bounded, its types are checked, and the va
 
 from __future__ import annotations
 
-import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from mha_course.checking.calls import Call, Failure, Observation
+from mha_course.checking.plain import clean
 
 from . import wire
 from .sandbox import Nursery
 
+RETURNED = 64 << 20  # bytes of all that a process returns; the right answers of a whole lesson have 1 MiB
 GRACE = 3.0  # seconds: a process is asked to stop first, and ended after that
 
 
@@ -41,6 +43,7 @@ class Process:
     def __init__(self, nursery: Nursery, until: float):
         self.nursery, self.until = nursery, until
         self.channel = nursery.fork()
+        self.room, self.returned = Room(), 0
 
     def begin(self, off: tuple[str, ...], loan: dict[str, Any], quiet: bool, pictures: bool = False) -> None:
         """Get ready for the first cell.
@@ -66,9 +69,8 @@ class Process:
         seconds = max(min(seconds, self.until - time.monotonic()), 0.1)
         reply, _ = self._ask({"do": "run", "source": source, "number": number, "seconds": seconds}, seconds)
         outputs = reply.get("outputs")
-        return harmless_outputs(outputs if isinstance(outputs, list) else [], number), reply.get(
-            "late"
-        ) is True
+        kept = harmless_outputs(outputs if isinstance(outputs, list) else [], number, self.room)
+        return kept, reply.get("late") is True
 
     def observe(self, name: str, call: Call) -> Observation:
         """Make one call of the answer that is called ``name``.
@@ -79,11 +81,14 @@ class Process:
         body, blobs = wire.pack_call(call)
         request = {"do": "observe", "name": name, "call": body}
         reply, data = self._ask(request, min(call.seconds, self.until - time.monotonic()), blobs)
+        self.returned += len(data)
+        if self.returned > RETURNED:
+            raise Died(f"its answers were larger than {RETURNED >> 20} MB in all")
         if reply.get("missing"):
             return Observation(failure=_missing(name, reply.get("kind")))
         try:
             return wire.observation_from(reply, data)
-        except (wire.Malformed, RecursionError, OverflowError, MemoryError, TypeError, ValueError) as error:
+        except (wire.Malformed, RecursionError, MemoryError, TypeError, ValueError, RuntimeError) as error:
             raise Died(f"its answer makes no sense ({str(error)[:80]})") from None
 
     def value(self, name: str) -> str | None:
@@ -96,7 +101,11 @@ class Process:
         """Something that changes when another object gets one of these names."""
         reply, _ = self._ask({"do": "which", "names": list(names)}, 5)
         found = reply.get("which")
-        return found if isinstance(found, list) else []
+        return (
+            [number for number in found[: len(names)] if type(number) is int]
+            if isinstance(found, list)
+            else []
+        )
 
     def noticed(self) -> bool:
         """Whether anything that is switched off was called. A claim: it may only decide what is tried again."""
@@ -158,55 +167,61 @@ def _missing(name: str, kind: Any) -> Failure:
 
 # ------------------------------------------------------------------------------- harmless outputs
 
-TEXT = 20_000
+TEXT = 20_000  # characters of one output; of one cell, four times as many
+LINES = 500  # of a traceback
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def harmless_outputs(claimed: list, number: int) -> list[dict]:
+@dataclass
+class Room:
+    """What may still be kept of a process's outputs, of all cells together."""
+
+    outputs: int = 3000
+    text: int = 2_000_000  # characters
+    pictures: int = 16 << 20  # bytes
+
+
+def harmless_outputs(claimed: list, number: int, room: Room) -> list[dict]:
     """Outputs for a page that others open: text, and pictures that are PNG. No HTML, no scripts, no links."""
     kept: list[dict] = []
-    room = 4 * TEXT
+    here = min(4 * TEXT, room.text)
+    before = here
+
+    def text_of(text: Any, limit: int = TEXT) -> str:
+        nonlocal here
+        text = clean(text, max(min(limit, here), 0)) if isinstance(text, str) else ""
+        here -= len(text)
+        return text
+
     for output in claimed[:200]:
-        if not isinstance(output, dict) or room <= 0:
+        if not isinstance(output, dict) or here <= 0 or len(kept) >= room.outputs:
             continue
         kind = output.get("output_type")
         if kind == "stream" and output.get("name") in ("stdout", "stderr"):
-            text = _clean(output.get("text"), min(TEXT, room))
-            room -= len(text)
-            kept.append({"output_type": "stream", "name": output["name"], "text": text})
-        elif kind == "error":
-            text = _clean(output.get("text"), min(TEXT, room))
-            room -= len(text)
-            name, value = _clean(output.get("ename"), 200), _clean(output.get("evalue"), 2000)
             kept.append(
-                {"output_type": "error", "ename": name, "evalue": value, "traceback": text.split("\n")}
+                {"output_type": "stream", "name": output["name"], "text": text_of(output.get("text"))}
             )
+        elif kind == "error":
+            lines = text_of(output.get("text")).split("\n")[:LINES]
+            name, value = text_of(output.get("ename"), 200), text_of(output.get("evalue"), 2000)
+            kept.append({"output_type": "error", "ename": name, "evalue": value, "traceback": lines})
         elif kind in ("display_data", "execute_result") and isinstance(output.get("data"), dict):
             data: dict[str, str] = {}
-            if (
-                text := _clean(output["data"].get("text/plain"), min(TEXT, room))
-            ) or kind == "execute_result":
+            if (text := text_of(output["data"].get("text/plain"))) or kind == "execute_result":
                 data["text/plain"] = text
-                room -= len(text)
-            if picture := _png(output["data"].get("image/png")):
+            picture = _png(output["data"].get("image/png"))
+            if picture and len(picture) <= room.pictures:
+                room.pictures -= len(picture)
                 data["image/png"] = picture
-            alt = _clean(output.get("alt"), 1000)
+            alt = text_of(output.get("alt"), 1000)
             made = {"output_type": kind, "data": data, "metadata": {"image/png": {"alt": alt}} if alt else {}}
             if kind == "execute_result":
                 made["execution_count"] = number
             if data:
                 kept.append(made)
+    room.text -= before - here
+    room.outputs -= len(kept)
     return kept
-
-
-def _clean(text: Any, limit: int) -> str:
-    if not isinstance(text, str):
-        return ""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07", "", text[: 2 * limit])
-    text = "".join(
-        c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) != 127)
-    )
-    return text if len(text) <= limit else text[:limit] + " …"
 
 
 def _png(data: Any) -> str:

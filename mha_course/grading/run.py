@@ -1,8 +1,11 @@
 """Grading a class: who is to be graded, by whom, in which order, and what there is to say at the end.
 
 The main process alone writes. Each of the ``jobs`` has two processes: a trusted one that reads submissions and
-compares, and behind it the confined one in which learners' cells run. When a trusted one dies, another takes
-its place and the submission is tried once more; after that it is set aside with the reason.
+compares, and behind it the confined one in which learners' cells run. First come everybody's marks, then the pages.
+
+The rule, and `settle` holds it: an exception, a hang or a hunger that belongs to one submission sets that one aside,
+with its reason, and the run goes on. Only a full disk, a locked or broken gradebook, or the instructor stops a run.
+What a run could not do, the next one tries again.
 """
 
 from __future__ import annotations
@@ -10,24 +13,34 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
-import sys
+import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from .intake import Release, SetAside, read_release, read_submission
+from .intake import (
+    NOTEBOOKS,
+    Release,
+    SetAside,
+    Submission,
+    listing,
+    name_trouble,
+    printable,
+    read_file,
+    read_release,
+    read_submission,
+)
+from .pool import TRIES, Bounds, Failed, Pool
 from .records import CannotWrite, Records, Result, only_writer, the_secret
 from .sandbox import Limits, Nursery, SandboxError, available, best_way, staged_course
 
-TRIES = 2
+PAGE = Bounds(seconds=60, cpu=40, memory=768 << 20)  # for a learner's feedback pages
+HASHED = 64 << 20  # bytes of one submission; of what is more, the time of the last change has to do
 
 
 class GradingError(Exception):
@@ -69,6 +82,8 @@ class Summary:
         sandbox: how learners' cells were confined.
         unfinished: students that were not reached, or could not be written.
         stopped: why the run ended early.
+        pages: students without feedback pages of these marks, and why; the next run makes them.
+        unreadable: records of earlier runs that cannot be read; they are kept.
     """
 
     lesson: str
@@ -78,6 +93,8 @@ class Summary:
     sandbox: str = ""
     unfinished: list[str] = field(default_factory=list)
     stopped: str = ""
+    pages: dict[str, str] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------- what to grade
@@ -95,23 +112,30 @@ def students_of(root: Path, lesson: str) -> dict[str, Path]:
 
 
 def fingerprint(folder: Path, ours: str) -> str:
-    """Of what a learner handed in, and for which release: the same again means that nothing is to be done."""
+    """Of what a learner handed in, and for which release: the same again means that nothing is to be done.
+
+    Gives "" where it cannot be told now; that is never the same.
+    """
     digest = hashlib.sha256(ours.encode())
-    if folder.is_symlink() or not folder.is_dir():
-        return digest.hexdigest()
-    for path in sorted(folder.rglob("*"))[:4000]:
-        status = path.lstat()
-        digest.update(
-            f"{path.relative_to(folder)!s:.300}\0{status.st_mode}\0{status.st_size}".encode(
-                "utf-8", "replace"
-            )
-        )
-        if path.suffix == ".ipynb" or path.name == "timestamp.txt":
-            with contextlib.suppress(OSError):
-                if path.is_file() and not path.is_symlink() and status.st_size <= 128 << 20:
-                    digest.update(hashlib.sha256(path.read_bytes()).digest())
-        else:
-            digest.update(str(status.st_mtime_ns).encode())
+    said: list[str] = []
+    room = HASHED
+    try:
+        for path in listing(folder, said):
+            status = path.lstat()
+            mark = f"{status.st_mode} {status.st_size} {status.st_mtime_ns}"
+            looked_into = path.suffix.lower() in NOTEBOOKS or path.name == "timestamp.txt"
+            if looked_into and status.st_size <= room:
+                room -= status.st_size
+                try:
+                    mark = f"{status.st_mode} {hashlib.sha256(read_file(path)).hexdigest()}"
+                except SetAside as error:
+                    mark = str(error)
+            digest.update(os.fsencode(path.relative_to(folder)) + f"\0{mark}\0".encode())
+    except SetAside as error:
+        said.append(str(error))
+    except OSError:
+        return ""
+    digest.update(json.dumps(said).encode())
     return digest.hexdigest()
 
 
@@ -134,13 +158,8 @@ class Job:
     seeds: dict[str, int]
 
 
-def grade_one(job: Job, release: Release, marker: Any) -> dict:
-    """Read, run and mark one submission. Gives the fields of a `records.Result`.
-
-    Raises:
-        SandboxError: there is no process to run it in.
-    """
-    started = time.perf_counter()
+def read_one(job: Job, release: Release) -> tuple[dict, Submission | None]:
+    """Read one submission: the fields of a `records.Result` so far, and what is to be run, if anything is."""
     result = {
         "student": job.student,
         "lesson": release.lesson,
@@ -150,76 +169,96 @@ def grade_one(job: Job, release: Release, marker: Any) -> dict:
     }
     try:
         submission = read_submission(job.folder, release)
-    except (SetAside, OSError, MemoryError, RecursionError) as error:
-        reason = (
-            str(error) if isinstance(error, SetAside) else f"cannot be read ({type(error).__name__}: {error})"
-        )
-        return {**result, "status": "set aside", "reason": reason}
+    except SetAside as error:
+        return {**result, "status": "set aside", "reason": str(error)}, None
     result.update(repairs=list(dict.fromkeys(submission.repairs))[:50], timestamp=submission.timestamp)
-    marks = marker.mark(release, submission, job.seeds)
-    result["notebooks"] = {stem: asdict(marked) for stem, marked in marks.items()}
-    return {**result, "seconds": round(time.perf_counter() - started, 3)}
+    return result, submission
 
 
-def _work(
-    pipe: Connection,
-    others: list[Connection],
-    release: Release,
-    nursery: Nursery,
-    outputs: bool,
-    pictures: bool,
-) -> None:
-    """A trusted worker process: grades what it is given until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for other in others:
-        other.close()
-    import torch
-
-    torch.set_num_threads(1)
-    from .score import Marker
-
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            job = pipe.recv()
-            for attempt in range(TRIES + 1):
-                try:
-                    pipe.send(("graded", grade_one(job, release, Marker(nursery, outputs, pictures))))
-                    break
-                except SandboxError as error:
-                    nursery.close()
-                    nursery = Nursery(nursery.course, nursery.files, nursery.limits, nursery.way)
-                    if attempt == TRIES:
-                        pipe.send(("failed", f"its process could not be started: {error}"))
-                except Exception:
-                    nursery.close()
-                    pipe.send(("failed", f"the grader stumbled: {traceback.format_exc(limit=-2)}"))
-                    break
-    nursery.close()
-
-
-# ----------------------------------------------------------------------------------- a local pool
-
-
-class LocalPool:
-    """Trusted worker processes on this machine.
+class Grader:
+    """What a trusted process does: it grades a `Job`, or makes the feedback pages of a student.
 
     Args:
-        jobs: how many at a time.
         release, options: what and how.
+        nursery: where learners' processes come from; ``None`` where submissions are only read, not run.
     """
 
-    def __init__(self, jobs: int, release: Release, options: Options):
-        self.jobs, self.release, self.options = max(1, jobs), release, options
-        self.stack = contextlib.ExitStack()
-        self.workers: dict[Connection, tuple[Any, Job | None, int]] = {}
-        course = self.stack.enter_context(staged_course())
-        self.way = options.way or best_way()
-        self.parent = Nursery(course, self._files(course), options.limits, self.way)
-        try:
+    def __init__(self, release: Release, options: Options, nursery: Nursery | None):
+        self.release, self.options, self.nursery = release, options, nursery
+        self.pages: Any = None
+
+    def handed_over(self) -> None:
+        if self.nursery is not None and self.nursery.control is not None:
+            self.nursery.control.close()
+
+    def __call__(self, task: Job | str) -> Any:
+        if isinstance(task, str):
+            return self._page(task)
+        started = time.perf_counter()
+        result, submission = read_one(task, self.release)
+        if self.nursery is None:
+            return result, submission
+        if submission is not None:
+            result["notebooks"] = {stem: asdict(marks) for stem, marks in self._marks(submission, task.seeds)}
+            result["seconds"] = round(time.perf_counter() - started, 3)
+        return result
+
+    def _marks(self, submission: Submission, seeds: dict[str, int]) -> Iterable[tuple[str, Any]]:
+        import torch
+
+        torch.set_num_threads(1)
+        from .score import Marker
+
+        for attempt in range(TRIES + 1):
+            marker = Marker(self.nursery, self.options.outputs, self.options.pictures)
+            try:
+                return marker.mark(self.release, submission, seeds).items()
+            except SandboxError as error:
+                self.nursery = self.nursery.anew()
+                if attempt == TRIES:
+                    raise Failed(f"its process could not be run: {error}") from None
+            except BaseException:
+                self.nursery = self.nursery.anew()
+                raise
+        raise AssertionError("not reached")
+
+    def _page(self, student: str) -> None:
+        from . import writer
+
+        if self.pages is None:
+            config = writer.course_config(self.options.root, self.options.db_url)
+            self.pages = writer.FeedbackMaker(self.release.lesson, config)
+        self.pages.make(student)
+
+    def close(self) -> None:
+        if self.nursery is not None:
+            self.nursery.close()
+
+
+def bounds_of(release: Release, limits: Limits) -> Bounds:
+    """What the grader itself may use for one submission: time for its notebooks, for starting processes, for itself."""
+    return Bounds(seconds=300 + 2 * limits.notebook_seconds * len(release.notebooks))
+
+
+class House:
+    """Where learners' processes of one run come from: what is staged for them, and their first parent.
+
+    Args:
+        release, options: what and how.
+
+    Raises:
+        SandboxError: the parent cannot be started.
+    """
+
+    def __init__(self, release: Release, options: Options):
+        self.release, self.options = release, options
+        with contextlib.ExitStack() as stack:
+            course = stack.enter_context(staged_course())
+            way = options.way or best_way()
+            self.parent = Nursery(course, self._files(course), options.limits, way)
+            stack.callback(self.parent.close)
             self.parent.launch()
-        except SandboxError:
-            self.close()
-            raise
+            self.stack = stack.pop_all()
 
     def open(self) -> None:
         """Get ready to run: the constructor has started learners' parent process and not waited for it.
@@ -236,11 +275,14 @@ class LocalPool:
         for name in score.checked_in(self.release):
             score._find(name)
         rehearsal.rehearse("cpu")
-        method = "fork" if sys.platform == "linux" else "spawn"
-        self.context = multiprocessing.get_context(method)
         self.parent.start()
-        for _ in range(self.jobs):
-            self._add()
+
+    def nursery(self) -> Nursery:
+        """For one trusted process."""
+        if self.parent.way in ("root", "user"):
+            with contextlib.suppress(SandboxError):
+                return self.parent.branch()
+        return Nursery(self.parent.course, self.parent.files, self.parent.limits, self.parent.way)
 
     def _files(self, course: Path) -> Path | None:
         """A copy of the released files, readable for learners' processes."""
@@ -256,76 +298,7 @@ class LocalPool:
             path.chmod(0o755 if path.is_dir() else 0o644)
         return target
 
-    def _add(self) -> None:
-        ours, theirs = self.context.Pipe()
-        try:
-            shared = self.parent.way in ("root", "user")
-            nursery = self.parent.branch() if shared else Nursery(*self._nursery_arguments())
-        except SandboxError:
-            nursery = Nursery(*self._nursery_arguments())
-        others = [ours, *self.workers]
-        arguments = (theirs, others, self.release, nursery, self.options.outputs, self.options.pictures)
-        process = self.context.Process(target=_work, args=arguments, daemon=False)
-        process.start()
-        theirs.close()
-        if nursery.control is not None:
-            nursery.control.close()
-        self.workers[ours] = (process, None, 0)
-
-    def _nursery_arguments(self) -> tuple:
-        return self.parent.course, self.parent.files, self.parent.limits, self.parent.way
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict | None, str]]:
-        """Grade jobs in any order; gives each with its result, or with what failed."""
-        waiting = list(jobs)[::-1]
-        tries: Counter = Counter()
-        while True:
-            for pipe, (process, job, _) in list(self.workers.items()):
-                if job is None and waiting:
-                    chosen = waiting.pop()
-                    try:
-                        pipe.send(chosen)
-                    except (BrokenPipeError, OSError):
-                        waiting.append(chosen)
-                        self._replace(pipe)
-                        continue
-                    self.workers[pipe] = (process, chosen, 0)
-            busy = {pipe: job for pipe, (_, job, _) in self.workers.items() if job is not None}
-            if not busy:
-                if waiting:
-                    continue
-                return
-            for pipe in wait(list(busy), timeout=1.0):
-                job = busy[pipe]
-                try:
-                    kind, content = pipe.recv()
-                except (EOFError, ConnectionResetError, OSError):
-                    self._replace(pipe)
-                    tries[job.student] += 1
-                    if tries[job.student] < TRIES:
-                        waiting.append(job)
-                    else:
-                        yield job, None, "the grader's own process died, twice"
-                    continue
-                process = self.workers[pipe][0]
-                self.workers[pipe] = (process, None, 0)
-                yield job, content if kind == "graded" else None, "" if kind == "graded" else content
-
-    def _replace(self, pipe: Connection) -> None:
-        process, _, _ = self.workers.pop(pipe)
-        pipe.close()
-        process.kill()
-        process.join()
-        self._add()
-
     def close(self) -> None:
-        for pipe, (process, _, _) in self.workers.items():
-            pipe.close()
-            process.join(0.2)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self.parent.close()
         self.stack.close()
 
 
@@ -344,107 +317,196 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
         GradingError: nothing could be graded; the text says what to do.
     """
     started = time.perf_counter()
-    root = options.root
     try:
-        release = read_release(root / "notebooks" / lesson)
+        release = read_release(options.root / "notebooks" / lesson)
     except (OSError, ValueError, KeyError) as error:
         raise GradingError(f"cannot read the release of {lesson}: {error}. Run: mha-course build") from None
     summary = Summary(lesson, sandbox=_sandbox(options))
-    folders = students_of(root, lesson)
-    if unknown := [student for student in options.students if student not in folders]:
-        raise GradingError(f"nothing was handed in for {lesson} by {', '.join(unknown)}")
-    chosen = {
-        student: folder
-        for student, folder in folders.items()
-        if not options.students or student in options.students
-    }
-    if not chosen:
-        raise GradingError(
-            f"nothing was handed in for {lesson}: {root / 'grading' / 'submitted'} has no folder for it"
-        )
-
-    jobs = min(
-        options.jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, len(chosen)
-    )
-    records = Records(root, lesson)
+    chosen = _chosen(lesson, options)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_interrupt())
         try:
-            stack.enter_context(only_writer(root))
-            ours = release_version(release)
-            secret = the_secret(root)
-            version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
-            kept = [] if options.force else [r for r in records.results("pending") if r.student in version]
-            # what an earlier run was interrupted in while it wrote it
-            pending = [result for result in kept if version[result.student] == result.fingerprint]
-            done = set() if options.force else {(r.student, r.fingerprint) for r in records.results("done")}
-            done |= {(result.student, result.fingerprint) for result in pending}
-            summary.skipped = [student for student in chosen if (student, version[student]) in done]
-            left = [student for student in chosen if student not in summary.skipped]
-            pool = None
-            if left:  # first of all: learners' processes load torch while this one loads nbgrader
-                pool = _pool(jobs, release, options)
-                stack.callback(pool.close)
-            from . import lighter  # noqa: F401  (before whatever imports nbformat)
-            from . import writer as writing
-
-            writer = writing.Writer(
-                root, release, writing.course_config(root, options.db_url), options.feedback
-            )
-            stack.callback(writer.close)
-            writer.prepare()
-            for result in pending:
-                writer.write(result)
-        except CannotWrite as error:
+            stack.enter_context(only_writer(options.root))
+            _grade(chosen, release, options, summary, progress, stack)
+        except SandboxError as error:
+            raise GradingError(f"learners' processes cannot be started: {error}") from None
+        except (CannotWrite, OSError) as error:
             raise GradingError(str(error)) from None
-        if pool is not None:
-            from . import score
-
-            names = score.checked_in(release)
-            todo = [
-                Job(s, chosen[s], version[s], {name: score.seed_for(secret, s, name) for name in names})
-                for s in left
-            ]
-            try:
-                pool.open()
-            except SandboxError as error:
-                raise GradingError(f"learners' processes cannot be started: {error}") from None
-            _write_all(pool, todo, release, writer, summary, progress)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _write_all(
-    pool: Any, todo: list[Job], release: Release, writer: Any, summary: Summary, progress: Any
+def _chosen(lesson: str, options: Options) -> dict[str, Path]:
+    """Whose submissions are looked at, and where they are.
+
+    Raises:
+        GradingError: there are none, or not of everybody who was named.
+    """
+    folders = students_of(options.root, lesson)
+    if unknown := [student for student in options.students if student not in folders]:
+        raise GradingError(f"nothing was handed in for {lesson} by {', '.join(map(printable, unknown))}")
+    if not folders:
+        submitted = options.root / "grading" / "submitted"
+        raise GradingError(f"nothing was handed in for {lesson}: {submitted} has no folder for it")
+    return {student: folders[student] for student in options.students or folders}
+
+
+def _grade(
+    chosen: dict[str, Path],
+    release: Release,
+    options: Options,
+    summary: Summary,
+    progress: Callable[[int, int, Any], None] | None,
+    stack: contextlib.ExitStack,
 ) -> None:
-    left = {job.student for job in todo}
+    """`grade`, as the only one who writes. What is put on the ``stack`` is closed at the end."""
+
+    def open_house() -> House:
+        made = House(release, options)
+        stack.callback(made.close)
+        return made
+
+    for student in [student for student in chosen if name_trouble(student)]:
+        reason = f"its folder cannot be used: {name_trouble(student)}. Please rename it"
+        summary.results.append(Result(printable(student, 200), release.lesson, "set aside", reason=reason))
+        del chosen[student]
+    records = Records(options.root, release.lesson)
+    secret, ours = the_secret(options.root), release_version(release)
+    version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
+    graded = {(r.student, r.fingerprint) for r in records.results("done") if r.fingerprint}
+    pending = [] if options.force else list(records.results("pending"))
+    summary.unreadable = records.unreadable
+    # what an earlier run was interrupted in while it wrote it
+    pending = [r for r in pending if version.get(r.student) and version[r.student] == r.fingerprint]
+    current = set() if options.force else {s for s in chosen if (s, version[s]) in graded}
+    current |= {result.student for result in pending}
+    house = None
+    if set(chosen) - current and not options.scheduler:
+        house = open_house()  # first of all: learners' processes load torch while this one loads nbgrader
+
+    from . import lighter  # noqa: F401  (before whatever imports nbformat)
+    from . import writer as writing
+    from .score import checked_in, seed_for
+
+    writer = writing.Writer(options.root, release, writing.course_config(options.root, options.db_url))
+    stack.callback(writer.close)
+    writer.prepare()
+    names = checked_in(release)
+    jobs = {
+        s: Job(s, chosen[s], version[s], {name: seed_for(secret, s, name) for name in names}) for s in chosen
+    }
+    for result in pending:
+        if settle(jobs[result.student], result, writer, graded).status == "failed":
+            current.remove(result.student)
+    summary.skipped = [student for student in chosen if student in current]
+    left = [jobs[student] for student in chosen if student not in current]
+    if not left and not (options.feedback and writer.pages_missing(summary.skipped)):
+        return
+    if left and not options.scheduler:
+        house = house or open_house()
+        house.open()
+    count = how_many(options.jobs, len(chosen))
+    pool = runner = Pool(count, lambda: Grader(release, options, house and house.nursery()))
+    stack.callback(pool.close)
+    if left and options.scheduler:
+        from .cluster import ClusterPool
+
+        runner = ClusterPool(options.scheduler, release, options, pool)
+        stack.callback(runner.close)
+    answers = runner.run(left, bounds_of(release, options.limits))
     try:
-        for job, content, failure in pool.run(todo):
-            if content is None:
-                content = {
-                    "student": job.student,
-                    "lesson": release.lesson,
-                    "status": "set aside",
-                    "reason": failure,
-                    "fingerprint": job.fingerprint,
-                    "seeds": job.seeds,
-                }
-            if content["student"] not in left:
-                continue  # a lost worker was not so lost: each submission is written once
-            result = writer.write(Result(**content))
-            left.discard(result.student)
-            for notebook in result.notebooks.values():  # what was written need not be kept as well
-                notebook.pop("cells", None)
-                for outcomes in notebook["outcomes"].values():
-                    for outcome in outcomes:
-                        outcome.pop("html", None)
-            summary.results.append(result)
-            if progress is not None:
-                progress(len(summary.results), len(todo), result)
+        _write_marks(answers, left, writer, summary, graded, progress)
+        if options.feedback:
+            _make_pages(pool, writer, summary)
     except KeyboardInterrupt:
         summary.stopped = "interrupted"
     except CannotWrite as error:
         summary.stopped = str(error)
+
+
+def how_many(asked: int, submissions: int) -> int:
+    """Of the processes that grade: as many as were asked for, else one for each core; never more than submissions."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(asked or usable, submissions), 1)
+
+
+@contextlib.contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C is heard once: a second one must not stop the tidying up."""
+
+    def heard(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    usual = threading.current_thread() is threading.main_thread()
+    if not usual or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def settle(job: Job, answer: Any, writer: Any, graded: set[tuple[str, str]]) -> Result:
+    """Write what came of one submission: the rule of this module, in its one place.
+
+    Args:
+        job: the submission.
+        answer: its `Result`, the fields of one, or what became of it instead: an exception.
+        writer: see `writer.Writer`.
+        graded: students and fingerprints of what was graded before.
+
+    Raises:
+        CannotWrite: the disk is full, or the gradebook is locked or broken: that stops the run.
+    """
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        return writer.write(answer if isinstance(answer, Result) else Result(**answer))
+    except CannotWrite:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        result = Result(job.student, writer.release.lesson, "failed", job.fingerprint, printable(reason, 500))
+    if (job.student, job.fingerprint) in graded:
+        return result  # what was given for the very same submission stays
+    try:
+        return writer.write(result)
+    except CannotWrite:
+        raise
+    except Exception:  # not even that can be entered: then it stands in the report alone
+        return result
+
+
+def _write_marks(
+    answers: Iterable[tuple[Job, Any]],
+    jobs: list[Job],
+    writer: Any,
+    summary: Summary,
+    graded: set[tuple[str, str]],
+    progress: Callable[[int, int, Any], None] | None,
+) -> None:
+    left = {job.student for job in jobs}
     summary.unfinished = sorted(left)
+    for job, answer in answers:
+        if job.student not in left:
+            continue  # a lost worker was not so lost: each submission is written once
+        result = settle(job, answer, writer, graded)
+        left.discard(job.student)
+        summary.unfinished = sorted(left)
+        summary.results.append(result)
+        if progress is not None:
+            progress(len(jobs) - len(left), len(jobs), result)
+
+
+def _make_pages(pool: Pool, writer: Any, summary: Summary) -> None:
+    """Feedback pages of everybody who has none of these marks."""
+    students = [*summary.skipped, *(result.student for result in summary.results)]
+    for student, answer in pool.run(writer.pages_missing(students), PAGE):
+        if isinstance(answer, Failed):
+            summary.pages[student] = str(answer)
 
 
 def _sandbox(options: Options) -> str:
@@ -461,17 +523,6 @@ def _sandbox(options: Options) -> str:
     if not works and options.require_sandbox:
         raise GradingError(f"refused: {how}. Without --require-sandbox, cells run in a plain process.")
     return how if works else f"NOT ISOLATED: {how}"
-
-
-def _pool(jobs: int, release: Release, options: Options) -> Any:
-    if options.scheduler:
-        from .cluster import ClusterPool
-
-        return ClusterPool(options.scheduler, release, options)
-    try:
-        return LocalPool(jobs, release, options)
-    except SandboxError as error:
-        raise GradingError(f"learners' processes cannot be started: {error}") from None
 
 
 # ------------------------------------------------------------------------------------- the report
@@ -506,6 +557,9 @@ def numbers(summary: Summary) -> dict[str, Any]:
         "set_aside": {
             result.student: result.reason for result in summary.results if result.status == "set aside"
         },
+        "failed": {result.student: result.reason for result in summary.results if result.status == "failed"},
+        "without_pages": summary.pages,
+        "unreadable_records": summary.unreadable,
         "up_to_date": summary.skipped,
         "unfinished": summary.unfinished,
         "stopped": summary.stopped,
@@ -535,6 +589,8 @@ def table(summary: Summary) -> str:
     for label, key in (
         ("repaired", "repaired"),
         ("set aside", "set_aside"),
+        ("could not be graded; the next run tries again", "failed"),
+        ("without a feedback page; the next run tries again", "without_pages"),
         ("to look at by hand", "by_hand"),
     ):
         if told[key]:
@@ -556,9 +612,11 @@ def table(summary: Summary) -> str:
             if row["not written"]:
                 causes = ", ".join(filter(None, (causes, f"not written ×{row['not written']}")))
             lines.append(f"  {name:<{wide}}  {share:>8.0%}   {causes}".rstrip())
+    if told["unreadable_records"]:
+        lines += ["  kept, and not understood (a newer version's?):", *told["unreadable_records"]]
     if told["stopped"]:
         lines += [
             "",
             f"  Stopped: {told['stopped']}. {len(told['unfinished'])} are left; run the same command again to go on.",
         ]
-    return "\n".join(lines)
+    return "\n".join(printable(line, 1000) for line in lines)

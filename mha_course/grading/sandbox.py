@@ -336,6 +336,11 @@ class Nursery:
         other.ready = True
         return other
 
+    def anew(self) -> Nursery:
+        """Another one of the same kind, in place of this one, which is ended."""
+        self.close()
+        return Nursery(self.course, self.files, self.limits, self.way)
+
     def launch(self) -> None:
         """Start the parent, and do not wait for it."""
         ours, theirs = socket.socketpair()
@@ -395,7 +400,7 @@ class Nursery:
         if os.geteuid() == 0 and self.way == "root":
             request["uid"] = next(Nursery._uids)
         if self.way == "none":
-            self.scratch = tempfile.TemporaryDirectory(prefix="mha-course-", ignore_cleanup_errors=True)
+            self.scratch = tempfile.TemporaryDirectory(dir=self.course.parent, ignore_cleanup_errors=True)
             request["scratch_folder"] = self.scratch.name
             if os.geteuid() == 0:
                 os.chown(self.scratch.name, 65534, 65534)
@@ -416,11 +421,13 @@ class Nursery:
         """End the learner's process and everything it started.
 
         Raises:
-            SandboxError: the parent is gone (and with it everything inside bubblewrap).
+            SandboxError: the parent is gone (and with it everything inside bubblewrap), or the process was ended
+                because the machine had no memory left, and not through a fault of its own.
         """
         try:
             self.control.sendall(b'{"do": "kill"}')
-            self._told(30)
+            if self._told(30).get("starved"):
+                raise SandboxError("the machine had no memory left")
         except OSError as error:
             raise SandboxError(f"the parent process is gone: {error.strerror}") from None
         finally:
@@ -459,10 +466,15 @@ class Nursery:
                 part = self.control.recv(65536)
             except TimeoutError:
                 raise SandboxError(f"the parent process did not answer within {seconds:g} s") from None
+            except OSError:  # it was killed
+                part = b""
             if not part:
                 raise SandboxError(self._last_words())
             line += part
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise SandboxError("the parent process was ended while it answered") from None
 
     def _last_words(self) -> str:
         if self.process is None:

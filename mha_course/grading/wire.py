@@ -1,8 +1,8 @@
 """Plain data across the boundary between the grader and a learner's process.
 
 A frame is a length, a JSON text, and the raw bytes of tensors. Nothing is unpickled, nothing is imported by
-name. What comes from the learner's side is only a claim: `read` bounds its size, `unpack` its dtypes and
-shapes, and `observation_from` every field.
+name. What comes from the learner's side is only a claim: `read` bounds its size, `Unpacker` how much it unpacks to
+(every byte is used once, so no frame can become much larger than it is), and `observation_from` every field.
 
     frame = b"MHA1", length of the JSON (u32, big-endian), length of the bytes (u64), JSON, bytes
 """
@@ -16,7 +16,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -31,10 +31,14 @@ from mha_course.checking.plain import Odd, clean, with_article
 HEAD = struct.Struct(">4sIQ")
 MAGIC = b"MHA1"
 MAX_JSON = 8 << 20  # bytes
-MAX_BYTES = 64 << 20
+MAX_PARTS = 2_000_000  # brackets and commas in it
+MAX_BYTES = 16 << 20  # the largest right answer of this course has 0.4 MiB
+MAX_NUMBERS = 1 << 40  # of a tensor without numbers in it, on the device "meta"
+# Of all values in a frame together:
 MAX_TENSORS = 4096
-MAX_DEPTH = 12
 MAX_ITEMS = 100_000
+MAX_KEYS = 2000  # of dicts; who may choose keys can make them collide, and each then costs as many steps as there are
+MAX_DEPTH = 12
 DTYPES = {
     name: getattr(torch, name)
     for name in (
@@ -90,6 +94,8 @@ def read(channel: socket.socket, deadline: float | None = None) -> tuple[Any, me
     if magic != MAGIC or text_size > MAX_JSON or data_size > MAX_BYTES:
         raise Malformed("not a frame of a permitted size")
     text = _exactly(channel, text_size, deadline)
+    if sum(text.count(mark) for mark in b"[{,") > MAX_PARTS:
+        raise Malformed("built of too many parts")
     data = memoryview(_exactly(channel, data_size, deadline))
     try:
         return json.loads(text), data
@@ -126,12 +132,16 @@ def _wait(channel: socket.socket, deadline: float | None, writing: bool = False)
 
 
 class Packer:
-    """Turns values into JSON with numbered tensors. One for each frame."""
+    """Turns values into JSON, and tensors into bytes in the order in which they come. One for each frame.
+
+    Args:
+        strides: tell how tensors lie in memory.
+    """
 
     def __init__(self, strides: bool = False):
         self.strides = strides
         self.blobs: list[bytes] = []
-        self.size = 0
+        self.size = self.items = self.keys = 0
 
     def pack(self, value: Any, depth: int = 0) -> Any:
         """JSON for numbers, text, tensors, and lists, tuples, dicts of them. Whatever else: what it is, in words."""
@@ -146,10 +156,12 @@ class Packer:
         if isinstance(value, Tensor):
             return self._tensor(value)
         if depth < MAX_DEPTH:
-            if isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS:
+            if isinstance(value, (list, tuple)) and self.items + len(value) <= MAX_ITEMS:
+                self.items += len(value)
                 kind = "list" if isinstance(value, list) else "tuple"
                 return {kind: [self.pack(item, depth + 1) for item in value]}
-            if isinstance(value, Mapping) and len(value) <= MAX_ITEMS:
+            if isinstance(value, Mapping) and self.keys + len(value) <= MAX_KEYS and all(map(_is_key, value)):
+                self.keys += len(value)
                 return {"dict": [[self.pack(x, depth + 1) for x in pair] for pair in value.items()]}
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
@@ -162,95 +174,124 @@ class Packer:
     def _tensor(self, x: Tensor) -> Any:
         plain = type(x) is Tensor or isinstance(x, torch.nn.Parameter)
         usable = plain and x.layout == torch.strided and x.dtype in NAMES and x.device.type in ("cpu", "meta")
+        bytes_ = x.numel() * x.element_size() if usable and x.device.type == "cpu" else 0
         if (
             not usable
-            or self.size + x.numel() * x.element_size() > MAX_BYTES
+            or self.size + bytes_ > MAX_BYTES
             or len(self.blobs) >= MAX_TENSORS
+            or x.dim() > 16
+            or _numbers(x.shape) > MAX_NUMBERS
         ):
             what = f"a tensor of shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}"
             return {"odd": f"{what}, too large or too odd to be looked at"}
         told: dict[str, Any] = {"dtype": NAMES[x.dtype], "shape": list(x.shape)}
         if x.device.type == "meta":
+            self.blobs.append(b"")
             return {"tensor": {**told, "meta": True}}
         x = x.detach().clone().resolve_conj().resolve_neg()
         if self.strides and not x.is_contiguous():
             told["stride"] = list(x.stride())
         data = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
-        told["at"], told["size"] = self.size, len(data)
         self.blobs.append(data)
         self.size += len(data)
         return {"tensor": told}
 
 
-def unpack(packed: Any, data: memoryview, depth: int = 0) -> Any:
-    """The value again; what cannot cross is an `Odd`.
+class Unpacker:
+    """The values of one frame again, in the order in which they were packed.
 
-    Raises:
-        Malformed: anything else than what `Packer` makes.
+    Args:
+        data: the frame's bytes.
+        strides: tensors may lie in memory as they are told to. Only from the trusted side: strides can make few bytes
+            stand for many.
     """
-    if depth > MAX_DEPTH + 1:
-        raise Malformed("nested too deeply")
-    if isinstance(packed, str):
-        return packed.encode("utf-8", "replace").decode()
-    if packed is None or isinstance(packed, (bool, int, float)):
-        return packed
-    if not isinstance(packed, dict) or len(packed) != 1:
-        raise Malformed("not a value")
-    ((kind, inside),) = packed.items()
-    if kind in ("list", "tuple") and isinstance(inside, list):
-        items = [unpack(item, data, depth + 1) for item in inside]
-        return items if kind == "list" else tuple(items)
-    if kind == "dict" and isinstance(inside, list):
-        pairs = {}
-        for pair in inside:
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise Malformed("not a dict")
-            key, value = (unpack(x, data, depth + 1) for x in pair)
-            if not isinstance(key, (str, int, float, bool, tuple, type(None))):
-                raise Malformed("not a key")
-            try:
-                pairs[key] = value
-            except TypeError:
-                raise Malformed("not a key") from None
-        return pairs
-    if kind == "tensor" and isinstance(inside, dict):
-        return _tensor_from(inside, data)
-    if not isinstance(inside, str):
-        raise Malformed(f"not a {kind}")
-    if kind == "dtype" and inside in DTYPES:
-        return DTYPES[inside]
-    if kind == "device" and re.fullmatch(r"(cpu|cuda|meta|mps)(:\d{1,2})?", inside):
-        return torch.device(inside)
-    if kind == "named":
-        return Named(inside)
-    if kind in ("odd", "dtype", "device"):
-        return Odd(clean(inside, 200))
-    raise Malformed(f"unknown kind of value {kind[:20]!r}")
+
+    def __init__(self, data: memoryview, strides: bool = False):
+        self.data, self.strides = data, strides
+        self.at = self.items = self.keys = self.tensors = 0
+
+    def unpack(self, packed: Any, depth: int = 0) -> Any:
+        """The value; what cannot cross is an `Odd`.
+
+        Raises:
+            Malformed: anything else than what `Packer` makes.
+        """
+        if depth > MAX_DEPTH + 1:
+            raise Malformed("nested too deeply")
+        if isinstance(packed, str):
+            return packed.encode("utf-8", "replace").decode()
+        if packed is None or isinstance(packed, (bool, int, float)):
+            return packed
+        if not isinstance(packed, dict) or len(packed) != 1:
+            raise Malformed("not a value")
+        ((kind, inside),) = packed.items()
+        if kind in ("list", "tuple") and isinstance(inside, list):
+            self.items = _within(self.items + len(inside), MAX_ITEMS, "values")
+            items = [self.unpack(item, depth + 1) for item in inside]
+            return items if kind == "list" else tuple(items)
+        if kind == "dict" and isinstance(inside, list):
+            self.keys = _within(self.keys + len(inside), MAX_KEYS, "keys")
+            pairs = {}
+            for pair in inside:
+                if not isinstance(pair, list) or len(pair) != 2 or not _is_key(pair[0]):
+                    raise Malformed("not a dict")
+                key = self.unpack(pair[0], depth + 1)
+                pairs[key] = self.unpack(pair[1], depth + 1)
+            return pairs
+        if kind == "tensor" and isinstance(inside, dict):
+            self.tensors = _within(self.tensors + 1, MAX_TENSORS, "tensors")
+            return self._tensor(inside)
+        if not isinstance(inside, str):
+            raise Malformed(f"not a {kind[:20]}")
+        if kind == "dtype" and inside in DTYPES:
+            return DTYPES[inside]
+        if kind == "device" and re.fullmatch(r"(cpu|cuda|meta|mps)(:\d{1,2})?", inside):
+            return torch.device(inside)
+        if kind == "named":
+            return Named(inside)
+        if kind in ("odd", "dtype", "device"):
+            return Odd(clean(inside, 200))
+        raise Malformed(f"unknown kind of value {kind[:20]!r}")
+
+    def _tensor(self, told: Mapping[str, Any]) -> Tensor:
+        dtype, shape, stride = told.get("dtype"), told.get("shape"), told.get("stride")
+        dtype = DTYPES.get(dtype) if isinstance(dtype, str) else None
+        if dtype is None or not _sizes(shape) or len(shape) > 16 or _numbers(shape) > MAX_NUMBERS:
+            raise Malformed("not a tensor")
+        if told.get("meta") is True:
+            return torch.empty(shape, dtype=dtype, device="meta")
+        end = self.at + math.prod(shape) * dtype.itemsize
+        if end > len(self.data):
+            raise Malformed("a tensor's shape does not fit its bytes")
+        if end == self.at:
+            return torch.empty(shape, dtype=dtype)
+        raw = torch.frombuffer(bytearray(self.data[self.at : end]), dtype=torch.uint8)
+        self.at = end
+        x = (raw != 0 if dtype is torch.bool else raw.view(dtype)).reshape(shape)
+        if stride is not None:
+            if not self.strides or not _sizes(stride) or len(stride) != len(shape):
+                raise Malformed("not strides")
+            x = torch.empty_strided(shape, stride, dtype=dtype).copy_(x)
+        return x
 
 
-def _tensor_from(told: Mapping[str, Any], data: memoryview) -> Tensor:
-    dtype, shape = DTYPES.get(told.get("dtype")), told.get("shape")
-    if dtype is None or not _sizes(shape) or len(shape) > 16:
-        raise Malformed("not a tensor")
-    numel = math.prod(shape)
-    if told.get("meta") is True:
-        return torch.empty(shape, dtype=dtype, device="meta")
-    at, size = told.get("at"), told.get("size")
-    if not _sizes([at, size]) or size != numel * dtype.itemsize or at + size > len(data):
-        raise Malformed("a tensor's size does not fit its shape")
-    if not numel:
-        return torch.empty(shape, dtype=dtype)
-    raw = torch.frombuffer(bytearray(data[at : at + size]), dtype=torch.uint8)
-    x = (raw != 0 if dtype is torch.bool else raw.view(dtype)).reshape(shape)
-    if (stride := told.get("stride")) is not None:
-        if not _sizes(stride) or len(stride) != len(shape) or sum(stride) > 4 * numel:
-            raise Malformed("not strides")
-        x = torch.empty_strided(shape, stride, dtype=dtype).copy_(x)
-    return x
+def _within(number: int, limit: int, what: str) -> int:
+    if number > limit:
+        raise Malformed(f"more than {limit} {what}")
+    return number
+
+
+def _is_key(key: Any) -> bool:
+    return key is None or isinstance(key, (bool, int, float, str))
+
+
+def _numbers(shape: Iterable[int]) -> int:
+    """How many numbers a tensor of this shape would have if none of its sizes were 0."""
+    return math.prod(max(size, 1) for size in shape)
 
 
 def _sizes(numbers: Any) -> bool:
-    return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_BYTES for n in numbers)
+    return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_NUMBERS for n in numbers)
 
 
 # ----------------------------------------------------------------------------- calls, observations
@@ -281,13 +322,14 @@ def pack_call(call: Call) -> tuple[dict[str, Any], list[bytes]]:
 def call_from(body: Mapping[str, Any], data: memoryview) -> Call:
     """What `pack_call` packed. Read on the learner's side, from the trusted one."""
     steps = body.get("steps")
+    unpack = Unpacker(data, strides=True).unpack
     allowed = body["reference_allowed"]
     return Call(
-        inputs=unpack(body["arguments"], data)
+        inputs=unpack(body["arguments"])
         if steps is None
-        else [Step(method, unpack(inputs, data)) for method, inputs in steps],
-        construct=unpack(body["construct"], data),
-        state=unpack(body["state"], data),
+        else [Step(method, unpack(inputs)) for method, inputs in steps],
+        construct=unpack(body["construct"]),
+        state=unpack(body["state"]),
         keywords=tuple(body["keywords"]),
         gradients=tuple(body["gradients"]),
         forbidden=tuple(body["forbidden"]),
@@ -309,7 +351,7 @@ def observation_from(body: Any, data: memoryview) -> Observation:
     Raises:
         Malformed: it has not.
     """
-    claim = unpack(body.get("observation") if isinstance(body, dict) else None, data)
+    claim = Unpacker(data).unpack(body.get("observation") if isinstance(body, dict) else None)
     if not isinstance(claim, dict):
         raise Malformed("not an observation")
     gradients = claim.get("gradients")

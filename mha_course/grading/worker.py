@@ -7,7 +7,8 @@ run cells, call answers. When it is over, the parent ends the whole process tree
 
     parent, over its socket:   {"do": "fork", ...} with a socket → {"ok": pid} or {"error": …}
                                {"do": "branch"} with a socket → {"branched": true}
-                               {"do": "kill"} → {"gone": exit status}
+                               {"do": "kill"} → {"gone": exit status, "starved": whether it was ended before that
+                                                 only because the machine had no memory left}
     learner's process:         {"do": "start" | "run" | "observe" | "value" | "which" | "noticed"} → see `serve`
 """
 
@@ -37,6 +38,8 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_S
     36,
     38,
 )
+LOW = 200 << 20  # bytes: when the machine has no more left, who holds much is ended, and soon everybody
+PATIENCE = 12  # looks, four a second
 TEXT_LIMIT = 20_000  # characters of one cell's output, for each stream and each value
 PICTURES = 6  # of one cell
 PICTURE_BYTES = 400_000
@@ -53,6 +56,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
     _protect()
+    _free_of_limits()
     if not settings["probe"]:
         _preload()
     control.sendall(b'{"ready": true}\n')
@@ -79,10 +83,12 @@ def _draw_once() -> None:
 def _attend_to(control: socket.socket, settings: dict) -> socket.socket | None:
     """Do what is asked over one socket until it closes. In a branch: gives the branch's own socket."""
     running: int | None = None
+    low = 0  # how often in a row the machine had no memory left
     while True:
-        watching = running is not None
+        watching = running is not None and low <= PATIENCE
         if watching and not select.select([control], [], [], 0.25)[0]:
-            if _memory_of(running) > settings["memory"]:
+            low = low + 1 if _free() < LOW else 0
+            if low > PATIENCE or _memory_of(running) > settings["memory"] // (8 if low else 1):
                 _end(running, settings)
             continue
         message, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
@@ -99,8 +105,8 @@ def _attend_to(control: socket.socket, settings: dict) -> socket.socket | None:
             continue
         if request["do"] == "kill":
             status = _end(running, settings) if running is not None else 0
-            running = None
-            control.sendall(json.dumps({"gone": status}).encode() + b"\n")
+            control.sendall(json.dumps({"gone": status, "starved": low > PATIENCE}).encode() + b"\n")
+            running, low = None, 0
             continue
         running, error = _fork(control, descriptors[0], settings, request)
         os.close(descriptors[0])
@@ -118,6 +124,16 @@ def _protect() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # left-over processes become children of this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the grader's business
+
+
+def _free_of_limits() -> None:
+    """What holds for the trusted process that started this one is not for learners."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        for limit in (resource.RLIMIT_CPU, resource.RLIMIT_DATA):
+            _, hard = resource.getrlimit(limit)
+            resource.setrlimit(limit, (hard, hard))
 
 
 def _preload() -> None:
@@ -220,13 +236,16 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _memory_of(pid: int) -> int:
-    """Bytes that a process tree holds for itself. All of the machine's, where it has nearly none left."""
+def _free() -> int:
+    """Bytes that the machine has left."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-        if free < 200 << 20:
-            return 1 << 62
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    return 1 << 62
+
+
+def _memory_of(pid: int) -> int:
+    """Bytes that a process tree holds for itself."""
     processes = _processes()
     ours = processes.get(os.getpid(), (0, 0))[1]  # every fork begins with these pages, and shares them
     tree = [processes[p][1] for p in (pid, *_descendants(pid)) if p in processes]
@@ -321,6 +340,8 @@ def _limit(settings: dict) -> None:
         "RLIMIT_MEMLOCK": 1 << 20,
         "RLIMIT_MSGQUEUE": 1 << 16,
     }
+    with contextlib.suppress(OSError):  # when memory runs out, the system ends learners' processes, the largest first
+        Path("/proc/self/oom_score_adj").write_text("900")
     for name, value in limits.items():
         if hasattr(resource, name) and value is not None:
             with contextlib.suppress(ValueError, OSError):  # a stricter one is already there; macOS takes few

@@ -3,26 +3,38 @@
 For every submission: first the result is kept in a file of its own (`pending`), then the autograded folder is
 put in place, then the gradebook is changed in one transaction, then the result becomes the log (`done`). Each
 step can be done again without harm, so a run that was interrupted anywhere is carried on by the next one.
-Where results are kept: see `records`.
+Where results are kept: see `records`. Feedback pages are made afterwards, by other processes (`FeedbackMaker`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import html
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import nbformat
+from jinja2 import pass_context
 from nbgrader import utils
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.converters import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, SaveAutoGrades, SaveCells
+from sqlalchemy.exc import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from traitlets.config import Config, PyFileConfigLoader
 
 from mha_course.building import quiet_log
@@ -76,10 +88,12 @@ class Writer(Records):
         root: the course's folder.
         release: the lesson.
         config: from `course_config`.
-        feedback: make the feedback pages too.
+
+    Raises:
+        CannotWrite: the gradebook is locked, or is none.
     """
 
-    def __init__(self, root: Path, release: Release, config: Config, feedback: bool = True):
+    def __init__(self, root: Path, release: Release, config: Config):
         super().__init__(root, release.lesson)
         self.release, self.config = release, config
         self.log, _ = quiet_log()
@@ -87,9 +101,11 @@ class Writer(Records):
         self.course = CourseDirectory(config=config, log=self.log)
         if self.course.db_url.startswith("sqlite:///"):
             Path(self.course.db_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with mock.patch("nbgrader.api.get_alembic_version", schema_version):
-            self.gradebook = Gradebook(self.course.db_url, self.course.course_id)
-        self.feedback = FeedbackMaker(release.lesson, config) if feedback else None
+        try:
+            with mock.patch("nbgrader.api.get_alembic_version", schema_version):
+                self.gradebook = Gradebook(self.course.db_url, self.course.course_id)
+        except SQLAlchemyError as error:
+            raise CannotWrite(f"the gradebook cannot be opened: {_line(error)}") from None
 
     def close(self) -> None:
         self.gradebook.close()
@@ -98,8 +114,14 @@ class Writer(Records):
         """Make sure that the gradebook knows the lesson as it was released.
 
         Raises:
-            CannotWrite: it knows another version of it, with submissions.
+            CannotWrite: it knows another version of it, with submissions, or it is locked or broken.
         """
+        try:
+            self._prepare()
+        except (SQLAlchemyError, OSError) as error:
+            raise CannotWrite(f"the gradebook cannot be changed: {_line(error)}") from None
+
+    def _prepare(self) -> None:
         lesson = self.release.lesson
         self.gradebook.update_or_create_assignment(lesson)
         for stem, notebook in self.release.notebooks.items():
@@ -131,34 +153,42 @@ class Writer(Records):
         """Write one result, all of it. Gives it back with the scores that the gradebook has now.
 
         Raises:
-            CannotWrite: the disk is full, the gradebook is locked; nothing of it is lost.
+            CannotWrite: the disk is full, the gradebook is locked or broken; nothing of it is lost.
+            Exception: anything else is about this result alone, and nothing of it is left.
         """
+        pending = self.path_of("pending", result.student)
         try:
-            keep(self.path_of("pending", result.student), asdict(result))
+            keep(pending, asdict(result))
             self._put_autograded(result)
             result.scores = self._enter(result)
-            if self.feedback is not None:
-                self.feedback.make(result.student)
-            kept = asdict(result)
-            for notebook in kept["notebooks"].values():
-                notebook.pop("cells", None)
-                for outcomes in notebook["outcomes"].values():
-                    for outcome in outcomes:
-                        outcome.pop("html", None)
-            keep(self.path_of("done", result.student), kept)
-            self.path_of("pending", result.student).unlink(missing_ok=True)
-        except OSError as error:
-            self.gradebook.db.rollback()
-            raise CannotWrite(
-                f"cannot write the marks of {result.student}: {error.strerror or error}"
-            ) from error
-        except Exception as error:  # SQLAlchemy's many
-            self.gradebook.db.rollback()
-            line = str(error).splitlines()[0]
-            raise CannotWrite(
-                f"cannot enter the marks of {result.student}: {type(error).__name__}: {line}"
-            ) from error
+            kind, other = ("again", "done") if result.faulty() else ("done", "again")
+            result.shed()
+            keep(self.path_of(kind, result.student), asdict(result))
+            self.path_of(other, result.student).unlink(missing_ok=True)
+            pending.unlink(missing_ok=True)
+        except Exception as error:
+            with contextlib.suppress(SQLAlchemyError):
+                self.gradebook.db.rollback()
+            if stops(error):
+                says = f"cannot write the marks of {result.student}: {_line(error)}"
+                raise CannotWrite(says) from error
+            with contextlib.suppress(OSError):
+                pending.unlink(missing_ok=True)
+            raise
         return result
+
+    def pages_missing(self, students: Iterable[str]) -> list[str]:
+        """Who has no feedback page of the marks that are written."""
+        return [student for student in students if self._pages_missing(student)]
+
+    def _pages_missing(self, student: str) -> bool:
+        pages = Path(self.course.format_path(self.course.feedback_directory, student, self.release.lesson))
+        with contextlib.suppress(OSError):  # what cannot be looked at cannot be made
+            for notebook in self.autograded(student).glob("*.ipynb"):
+                page = pages / f"{notebook.stem}.html"
+                if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
+                    return True
+        return False
 
     # ------------------------------------------------------------------------------ autograded/
 
@@ -174,9 +204,9 @@ class Writer(Records):
         for stem, notebook in self.release.notebooks.items():
             if stem in result.notebooks:
                 content = {"cells": result.notebooks[stem]["cells"], "metadata": notebook.metadata}
-            elif result.status == "set aside":
+            elif result.status != "graded":
                 content = {
-                    "cells": [_reason_cell(result.reason), *_plain(notebook.cells)],
+                    "cells": [_reason_cell(result), *_plain(notebook.cells)],
                     "metadata": notebook.metadata,
                 }
             else:
@@ -216,7 +246,7 @@ class Writer(Records):
                     self._enter_notebook(stem, student, result.notebooks[stem])
                 else:
                     for grade in gradebook.find_submission_notebook(stem, lesson, student).grades:
-                        by_hand = result.status == "set aside"
+                        by_hand = result.status != "graded"
                         grade.auto_score = None if by_hand else 0  # a missing file: as nbgrader does
                         grade.needs_manual_grade = by_hand or grade.manual_score is not None
             session.flush()
@@ -260,6 +290,23 @@ class Writer(Records):
                 notebook.late_submission_penalty = assigner._check_late_penalty(notebook, penalty)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def stops(error: Exception) -> bool:
+    """Whether an error is about the disk or the gradebook itself, and not about what was to be written."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    broken = (OperationalError, InternalError, InterfaceError, ProgrammingError)
+    return isinstance(error, broken) or type(error) is DatabaseError
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    says = getattr(error, "strerror", None) or str(getattr(error, "orig", None) or error)
+    return (says.strip().splitlines() or [type(error).__name__])[0]
+
+
 def _plain(cells: tuple[dict, ...]) -> list[dict]:
     return [
         {**cell, "outputs": [], "execution_count": None} if cell["cell_type"] == "code" else dict(cell)
@@ -267,18 +314,28 @@ def _plain(cells: tuple[dict, ...]) -> list[dict]:
     ]
 
 
-def _reason_cell(reason: str) -> dict:
+def _reason_cell(result: Result) -> dict:
     from .intake import harmless_markdown
 
-    says = f"**This submission was set aside.** {harmless_markdown(reason)}\n\nThe cells below are those that were handed out."
+    what = (
+        "was set aside"
+        if result.status == "set aside"
+        else "could not be graded yet, and will be tried again"
+    )
+    says = f"**This submission {what}.** {harmless_markdown(result.reason)}\n\nThe cells below are those that were handed out."
     return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
 
 
 # ------------------------------------------------------------------------------------- feedback/
 
+COLOURED = 20_000  # characters of a cell
+LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
+DRAWN = 50_000  # characters of a cell's prose
+WHOLE = 200_000  # characters of a page that are coloured or drawn; the longest lesson has a quarter of that
+
 
 class FeedbackMaker:
-    """Makes nbgrader's feedback pages, one learner at a time."""
+    """Makes nbgrader's feedback pages, one learner at a time. What is in a page may take it any time and memory."""
 
     def __init__(self, lesson: str, config: Config):
         from nbconvert.writers import FilesWriter
@@ -291,6 +348,24 @@ class FeedbackMaker:
         self.maker.exporter = self.maker.exporter_class(parent=self.maker, config=self.maker.config)
         for step in self.maker.preprocessors:
             self.maker.exporter.register_preprocessor(step)
+        from nbconvert.filters.highlight import Highlight2HTML
+
+        coloured, drawn = Highlight2HTML(pygments_lexer="ipython3"), self.maker.exporter.markdown2html
+
+        def code(source: str, *args: Any, **named: Any) -> str:
+            self.room -= len(source)
+            short = len(source) <= COLOURED and max(map(len, source.splitlines()), default=0) <= LINE
+            return coloured(source, *args, **named) if short and self.room >= 0 else as_it_is(source)
+
+        @pass_context
+        def prose(context: Any, source: str) -> str:
+            self.room -= len(source)
+            return drawn(context, source) if len(source) <= DRAWN and self.room >= 0 else as_it_is(source)
+
+        self.maker.exporter.filters = {"highlight_code": code}
+        self.maker.exporter.register_filter("markdown2html", prose)
+        # For links as notebooks had them before 2014; it takes time with the square of a text's length.
+        self.maker.exporter.register_filter("strip_files_prefix", lambda page: page)
 
     def make(self, student: str) -> list[Path]:
         """Write a learner's pages; gives their paths."""
@@ -309,9 +384,16 @@ class FeedbackMaker:
                     "db_url": self.course.db_url,
                 },
             }
+            self.room = WHOLE
             page, _ = self.maker.exporter.from_filename(str(path), resources=resources)
             partial = target / f".{path.stem}.partial"
             partial.write_text(page, encoding="utf-8")
             os.replace(partial, target / f"{path.stem}.html")
             made.append(target / f"{path.stem}.html")
         return made
+
+
+def as_it_is(source: str) -> str:
+    """A text for a page, neither coloured nor laid out; a very long one is cut."""
+    rest = "" if len(source) <= DRAWN else f"\n… and {len(source) - DRAWN} more characters"
+    return f'<div class="highlight"><pre>{html.escape(source[:DRAWN])}{rest}</pre></div>'
