@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import select
 import sys
 import unicodedata
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ COMMANDS = {
 
 # For a terminal that does not know a sign: what stands for it. Signs that differ in meaning stay different.
 PLAINER = dict(zip("●○◇·✓✗█−×–—≈’“”", '+o=.+x#-x--~\'""', strict=True))
-PLAINER |= {"→": "->", "…": "...", "≤": "<=", "≥": ">=", "√": "sqrt "}
+PLAINER |= {"│": "|", "∞": "inf", "→": "->", "…": "...", "≤": "<=", "≥": ">=", "√": "sqrt "}
 
 
 def plainer(error: UnicodeError) -> tuple[str, int]:
@@ -101,25 +102,27 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="mha_course.plainer")
     try:
-        code = start(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
-        return code
+        try:
+            return start(sys.argv[1:] if arguments is None else list(arguments))
+        finally:  # also after --help, which ends the program
+            sys.stdout.flush()
     except BrokenPipeError:
-        if not stop_writing():
-            raise
+        if not nobody_reads():
+            raise  # another pipe than our output
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still in the buffer
+        os.close(nowhere)
         return 141
 
 
-def stop_writing() -> bool:
-    """Send what is still to be printed nowhere, if nobody reads it any more. Gives whether that is so."""
+def nobody_reads() -> bool:
+    """Whether the other end of our output is closed."""
     try:
-        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # cannot be told here
         return False
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return True
 
 
 def start(arguments: list[str]) -> int:
