@@ -72,9 +72,6 @@ def _darken(fig: Figure, lines: set[str], undo: list[Callable[[], Any]]) -> None
     def is_ink(colour: Any) -> bool:
         return to_hex(colour) in lines or to_hex(colour) == "#ffffff"
 
-    def each(colours: Any) -> list[tuple[float, ...]]:
-        return [turned(colour) if is_ink(colour) else tuple(colour) for colour in colours]
-
     backgrounds = {fig.patch, *(ax.patch for ax in fig.axes)}
     boxes = {text.get_bbox_patch() for text in fig.findobj(Text)} - {None}
     frames = {ax.get_legend().get_frame() for ax in fig.axes if ax.get_legend()}
@@ -113,4 +110,4 @@ def _darken(fig: Figure, lines: set[str], undo: list[Callable[[], Any]]) -> None
             change(line, "color", "markerfacecolor", "markeredgecolor")
     for collection in fig.findobj(Collection):
         if collection.get_array() is None:
-            change(collection, "facecolor", "edgecolor", how=each)
+            change(collection, "facecolor", "edgecolor", how=lambda colours: [*map(turned, colours)])
