@@ -96,14 +96,16 @@ def links(text):
 @pytest.mark.parametrize("stem", ORDER)
 def test_every_lesson_begins_with_a_link_to_the_map_and_ends_with_one_to_the_next(stem):
     first, last = prose(stem)[0], prose(stem)[-1]
-    assert any(link.endswith("#All-lessons") for link in links(first))
+    if stem != ORDER[0]:
+        assert any(link.endswith("#All-lessons") for link in links(first))
     following = ORDER[ORDER.index(stem) + 1 :]
     wanted = f"../{following[0]}/{following[0]}.ipynb" if following else "#All-lessons"
     assert links(last)[-1].endswith(wanted)
 
 
 def test_the_map_has_a_link_to_every_other_lesson():
-    (course_map,) = [text for text in prose(ORDER[0]) if text.startswith("## All lessons\n")]
+    course_map = prose(ORDER[0])[1]  # on the first screen: JupyterLab opens another notebook at its top
+    assert course_map.startswith("## All lessons\n")
     assert links(course_map) == [f"../{stem}/{stem}.ipynb" for stem in ORDER[1:]]
 
 

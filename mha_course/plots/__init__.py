@@ -40,7 +40,8 @@ DARK_PAGE = (
     '[data-jp-theme-light="false"],.vscode-dark,.vscode-high-contrast,[theme="dark"],[data-theme="dark"]'
 )
 CHOOSE = (
-    f"<style>:is({DARK_PAGE}) .mha-light{{display:none}} :is({DARK_PAGE}) .mha-dark{{display:inline}}</style>"
+    f"<style>:is({DARK_PAGE}) .mha-light{{display:none!important}} "
+    f":is({DARK_PAGE}) .mha-dark{{display:inline!important}}</style>"
 )
 PIXELS = 2  # image pixels per CSS pixel: crisp on dense screens
 INK = "#1a1a1a"
@@ -157,7 +158,7 @@ def show(fig: Figure, alt: str = "") -> None:
         with darkened(fig, {colour for colour, _ in LINES}):
             dark = png(fig)
         small = halved(light)
-        shown = image(light, 'class="mha-light"') + image(dark, 'class="mha-dark" hidden') + CHOOSE
+        shown = image(light, 'class="mha-light"') + image(dark, 'class="mha-dark" style="display:none"') + CHOOSE
     bundle = {
         "text/html": shown,
         "image/png": small,

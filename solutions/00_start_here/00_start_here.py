@@ -1,13 +1,28 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# [All lessons](#All-lessons), if you know your way already.
-#
 # *About 30 minutes.* At the end you know how this course talks to you, and you have written three short functions.
 # Each of them comes back: in the masks of lesson 02, in the scores of lesson 01, in the heads of lesson 03.
 #
 # You need a little Python, and to have seen a tensor before. You need no GPU, no internet, and no talent for
 # notation.
+
+# %% [markdown]
+# ## All lessons
+#
+# | | lesson | you build |
+# |---|---|---|
+# | 00 | Start here | a first green tick, and an eye for shapes |
+# | 01 | [One head](../01_one_head/01_one_head.ipynb) | scaled scores, a softmax that does not overflow, `attend(q, k, v)` |
+# | 02 | [Masks](../02_masks/02_masks.ipynb) | causal and padding masks, a softmax that survives a row with nothing to see, a detector for looking ahead |
+# | 03 | [Many heads](../03_many_heads/03_many_heads.ipynb) | splitting and merging, all heads in one product, what they cost, how differently they look |
+# | 04 | [The module](../04_module/04_module.ipynb) | `MultiHeadAttention` itself, cross-attention, dropout on weights, a gradient check by hand |
+# | 05 | [The drop-in](../05_drop_in/05_drop_in.ipynb) | PyTorch's masks, parameters and whole `forward`: its documented example runs on your class |
+# | 06 | [Order and memory](../06_order_and_memory/06_order_and_memory.ipynb) | positions, a key-value cache, decoding with it, shared key-value heads |
+# | 07 | [On the GPU](../07_gpu/07_gpu.ipynb) | a stopwatch that is not fooled, the roofline, the fused kernel, 16 bits; no GPU needed |
+# | 08 | [Without the L × L matrix](../08_without_the_matrix/08_without_the_matrix.ipynb) | a softmax in one pass, FlashAttention forwards and backwards |
+#
+# `python3 -m mha_course progress` says how far you are; `python3 -m mha_course lab` opens the lesson that comes next.
 
 # %% [markdown]
 # ## Run a cell
@@ -562,23 +577,6 @@ view_or_transpose = "d"
 
 # %% nbgrader={"grade": true, "grade_id": "check_view_or_transpose", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 check(view_or_transpose=view_or_transpose)
-
-# %% [markdown]
-# ## All lessons
-#
-# | | lesson | you build |
-# |---|---|---|
-# | 00 | Start here | a first green tick, and an eye for shapes |
-# | 01 | [One head](../01_one_head/01_one_head.ipynb) | scaled scores, a softmax that does not overflow, `attend(q, k, v)` |
-# | 02 | [Masks](../02_masks/02_masks.ipynb) | causal and padding masks, a softmax that survives a row with nothing to see, a detector for looking ahead |
-# | 03 | [Many heads](../03_many_heads/03_many_heads.ipynb) | splitting and merging, all heads in one product, what they cost, how differently they look |
-# | 04 | [The module](../04_module/04_module.ipynb) | `MultiHeadAttention` itself, cross-attention, dropout on weights, a gradient check by hand |
-# | 05 | [The drop-in](../05_drop_in/05_drop_in.ipynb) | PyTorch's masks, parameters and whole `forward`: its documented example runs on your class |
-# | 06 | [Order and memory](../06_order_and_memory/06_order_and_memory.ipynb) | positions, a key-value cache, decoding with it, shared key-value heads |
-# | 07 | [On the GPU](../07_gpu/07_gpu.ipynb) | a stopwatch that is not fooled, the roofline, the fused kernel, 16 bits; no GPU needed |
-# | 08 | [Without the L × L matrix](../08_without_the_matrix/08_without_the_matrix.ipynb) | a softmax in one pass, FlashAttention forwards and backwards |
-#
-# `python3 -m mha_course progress` says how far you are; `python3 -m mha_course lab` opens the lesson that comes next.
 
 # %% [markdown]
 # ## Read more
