@@ -336,25 +336,24 @@ def unused(path: Path) -> Path:
     return candidate
 
 
-def where_it_belongs(here: Path | None = None, root: Path | None = None) -> str:
+def where_it_belongs(here: Path | None = None) -> str:
     """What to tell somebody whose notebook runs in ``notebooks/``, which is no place to work in; "" elsewhere.
 
     Args:
         here: the folder in which the notebook runs; by default the current one.
-        root: the repository's folder; by default this one.
     """
     try:
-        folder = Path(here or Path.cwd()).resolve().relative_to(Path(root or ROOT).resolve() / "notebooks")
-    except (OSError, ValueError):
+        here = Path(here or Path.cwd()).resolve()
+    except OSError:  # the current directory may have been deleted
         return ""
-    if not folder.parts:
-        return ""
-    lesson = folder.parts[0]
-    return (
-        "**You are in the course's own copy, in notebooks/.** What you write here does not count as progress, and "
-        f"gets in the way of an update. Your copy is in work/{lesson}; this opens it, from the course's folder: "
-        f"`python3 -m mha_course lab {lesson.split('_')[0]}`"
-    )
+    for folder in (here, *here.parents):
+        if folder.parent.name == "notebooks" and (folder.parent.parent / "nbgrader_config.py").exists():
+            return (
+                "**You are in the course's own copy, in notebooks/.** What you write here does not count as progress, "
+                f"and gets in the way of an update. Your copy is in work/{folder.name}; this opens it, from the "
+                f"course's folder: `python3 -m mha_course lab {folder.name.split('_')[0]}`"
+            )
+    return ""
 
 
 # --- progress -----------------------------------------------------------------------------------

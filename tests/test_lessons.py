@@ -283,11 +283,14 @@ def test_an_unknown_lesson_is_refused_before_anything_is_handed_out(course):
 
 
 def test_a_notebook_in_the_release_is_told_where_to_work_and_the_learners_own_is_not(course, work):
-    says = lessons.where_it_belongs(course / "notebooks" / "01_one_head", course)
-    assert "work/01_one_head" in says
-    assert "mha_course lab 01" in says
+    (course / "nbgrader_config.py").write_text("")
+    (course / "notebooks" / "01_one_head" / "deeper").mkdir()
+    for folder in ("01_one_head", "01_one_head/deeper"):
+        says = lessons.where_it_belongs(course / "notebooks" / folder)
+        assert "work/01_one_head" in says
+        assert "mha_course lab 01" in says
     for folder in (work / "01_one_head", course, course / "notebooks", course.parent):
-        assert lessons.where_it_belongs(folder, course) == ""
+        assert lessons.where_it_belongs(folder) == ""
 
 
 def test_a_second_update_on_the_same_day_gets_a_name_of_its_own(course, work):

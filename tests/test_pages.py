@@ -45,11 +45,13 @@ def notebook(course):
 
 
 @pytest.fixture(scope="module")
-def teaching(course):
+def teaching(course, notebook):
     """The address of an instructor's JupyterLab on the same course, and a page for it."""
     root, _ = course
-    with lab.server(root, teach=True) as address, lab.browser() as page:
+    with lab.server(root, teach=True) as address:
+        page = notebook.page.context.new_page()
         yield address, page
+        page.close()
 
 
 def plain(text):

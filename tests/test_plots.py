@@ -307,6 +307,8 @@ def test_every_picture_of_a_lesson_has_alt_text_in_exported_html(pair):
     pictures = [tag for tag in re.findall(r"<img [^>]*>", page) if "data:image/png" in tag]
     told = [unescape(re.search(r'alt="([^"]*)"', tag)[1]) for tag in pictures]
     assert told == [alt for alt in alts for _ in ("light", "dark")]
-    assert ["display:none" in tag.replace(" ", "") for tag in pictures] == [False, True] * len(alts), "where styles are left out"
+    assert ["display:none" in tag.replace(" ", "") for tag in pictures] == [False, True] * len(alts), (
+        "where styles are left out"
+    )
     assert all(len(alt) > 40 for alt in alts), "say what is to be seen"
     assert all(int(re.search(r'width="(\d+)"', tag)[1]) <= 800 for tag in pictures)

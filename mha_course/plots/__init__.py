@@ -158,7 +158,9 @@ def show(fig: Figure, alt: str = "") -> None:
         with darkened(fig, {colour for colour, _ in LINES}):
             dark = png(fig)
         small = halved(light)
-        shown = image(light, 'class="mha-light"') + image(dark, 'class="mha-dark" style="display:none"') + CHOOSE
+        shown = (
+            image(light, 'class="mha-light"') + image(dark, 'class="mha-dark" style="display:none"') + CHOOSE
+        )
     bundle = {
         "text/html": shown,
         "image/png": small,
