@@ -5,12 +5,14 @@ nbgrader calls them preprocessors: each takes a notebook and gives it back chang
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import NbGraderPreprocessor
+from nbgrader.validator import Validator
 
 from . import notebook_rules as rules
 
@@ -125,3 +127,62 @@ def released_cells(notebook) -> dict:
         new = new_code_cell if known.cell_type == "code" else new_markdown_cell
         cells[known.name] = new(known.source, metadata={"nbgrader": marks})
     return cells
+
+
+# --- Validate: the learner's button, and ``nbgrader validate`` --------------------------------------
+
+
+def summarise_validation() -> None:
+    """Let nbgrader's validator begin with a count, and list only what is wrong.
+
+    By itself it tells whatever is not written yet as "The following cell failed". It has no setting for that, so its
+    step is wrapped here, once.
+    """
+    plain = Validator._preprocess
+    if getattr(plain, "summarises", False):
+        return
+
+    def preprocess(self, nb):
+        return with_summary(plain(self, nb))
+
+    preprocess.summarises = True
+    Validator._preprocess = preprocess
+
+
+def with_summary(nb):
+    """An executed notebook, as the validator is to see it.
+
+    Check cells of what is not written yet lose their outputs, so that they do not count as failed. Before all others
+    stands a cell that "fails" with the count; none, where everything is done.
+    """
+    checks = [cell for cell in nb.cells if rules.is_graded(cell) and cell.cell_type == "code"]
+    errors = {id(cell): [out.ename for out in cell.outputs if out.output_type == "error"] for cell in checks}
+    still_open = [cell for cell in checks if "NotYetWritten" in errors[id(cell)]]
+    wrong = [cell for cell in checks if errors[id(cell)] and cell not in still_open]
+    if not still_open and not wrong:
+        return nb
+    lines = [f"{len(checks) - len(still_open) - len(wrong)} of {len(checks)} done."]
+    if still_open:
+        lines.append(f"Not written yet: {', '.join(map(checked, still_open))}.")
+    if wrong:
+        lines.append(f"Not right yet: {', '.join(map(checked, wrong))}. The reasons are below.")
+    for cell in still_open:
+        cell.outputs = []
+    count = new_code_cell(
+        "How far you are", metadata={"nbgrader": {"grade": True, "points": 1, "locked": False}}
+    )
+    count.outputs = [
+        new_output(
+            "error",
+            ename="NotDoneYet",
+            evalue=lines[0],
+            traceback=["\n".join(textwrap.fill(line, 80) for line in lines)],
+        ),
+    ]
+    nb.cells.insert(0, count)
+    return nb
+
+
+def checked(cell) -> str:
+    """What a check cell is about."""
+    return rules.grade_id(cell).removeprefix("check_")

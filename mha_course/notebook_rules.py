@@ -22,6 +22,9 @@ NOT_WHEN_GRADED = (
     "not-when-graded"  # a cell that takes long and answers nothing: it is left out while marking
 )
 
+CODE_WIDTH = 88  # characters: what a page of JupyterLab shows without scrolling sideways
+DOC_WIDTH = 80  # of docstrings and of drawings in prose: they are read line by line
+
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {
@@ -107,6 +110,17 @@ def solution_regions(source: str) -> list[list[str]]:
     return regions
 
 
+def without_answers(source: str) -> str:
+    """What is left of a cell for a learner: the lines outside the markers."""
+    kept, inside = [], False
+    for line in source.splitlines():
+        inside = inside or line.strip() == BEGIN
+        if not inside:
+            kept.append(line)
+        inside = inside and line.strip() != END
+    return "\n".join(kept)
+
+
 def describe(index: int, cell) -> str:
     """How a cell is named in a message; cells are counted from 1."""
     name = grade_id(cell)
@@ -142,7 +156,7 @@ def problems_in_source(nb, file: str, find: Callable[[str], object] | None = Non
             seen[name] = index
         if is_graded(cell) and not has_points(cell):
             refuse("is graded but has no points (a number above 0)")
-        for says in marker_problems(cell):
+        for says in [*marker_problems(cell), *width_problems(cell)]:
             refuse(says)
         if is_answer(cell) and name:
             answered.add(name)
@@ -159,6 +173,8 @@ def problems_in_source(nb, file: str, find: Callable[[str], object] | None = Non
         for checked in names:
             if checked not in answered:
                 refuse(f"checks {checked!r}, but no answer cell before it has that grade_id")
+            elif not re.search(rf"\b{re.escape(checked)}\b", without_answers(nb.cells[seen[checked]].source)):
+                refuse(f"checks {checked!r}, which the answer cell does not name outside its markers")
             if find is not None and not is_known(find, checked):
                 refuse(f"checks {checked!r}, which no file in mha_course/exercises declares")
     return found
@@ -202,6 +218,46 @@ def marker_problems(cell) -> list[str]:
     if cell.cell_type == "code" and is_answer(cell) and not pairs and not says:
         says.append("is an answer cell without markers: nbgrader would turn all of it into a stub")
     return says
+
+
+def width_problems(cell) -> list[str]:
+    """Lines that make a reader scroll sideways: in code and docstrings, and in drawings in the prose.
+
+    Alt text may be as wide as it likes.
+    """
+    lines, says = cell.source.splitlines(), []
+    if cell.cell_type == "code":
+        free, documented = wide_lines(cell.source)
+        for number, line in enumerate(lines, start=1):
+            allowed = DOC_WIDTH if number in documented else CODE_WIDTH
+            if len(line) > allowed and number not in free:
+                says.append(
+                    f"line {number} has {len(line)} characters, {allowed} can be read without scrolling"
+                )
+        return says
+    fenced = False
+    for number, line in enumerate(lines, start=1):
+        fenced ^= line.lstrip().startswith("```")
+        if fenced and len(line) > DOC_WIDTH:
+            says.append(
+                f"line {number} has {len(line)} characters, {DOC_WIDTH} can be read without scrolling"
+            )
+    return says
+
+
+def wide_lines(source: str) -> tuple[set[int], set[int]]:
+    """Numbers of the lines of alt texts, and of docstrings; none where the source is not plain Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return set(), set()
+    alts = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "alt"]
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    docs = [node.body[0] for node in nodes if isinstance(node, kinds) and ast.get_docstring(node) is not None]
+    covered = (
+        {line for node in found for line in range(node.lineno, node.end_lineno + 1)} for found in (alts, docs)
+    )
+    return next(covered), next(covered)
 
 
 def resembles_marker(text: str) -> bool:

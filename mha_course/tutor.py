@@ -425,6 +425,16 @@ def _note_cell(result: Any) -> None:
         cells.note(result.info.raw_cell, result.error_before_exec or result.error_in_exec)
 
 
+def _say_where_it_belongs() -> None:
+    """In a notebook of the release, which is no place to work in: where the learner's own copy is."""
+    from IPython.display import display
+
+    from mha_course import lessons
+
+    if says := lessons.where_it_belongs():
+        display({"text/markdown": says, "text/plain": says.replace("*", "").replace("`", "")}, raw=True)
+
+
 def greet_notebook() -> None:
     """Once, on import in a notebook: be kind about names that are not defined yet, and get ready."""
     quiet.mend_caches()
@@ -436,6 +446,7 @@ def greet_notebook() -> None:
     if not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _kind_about_missing_names)
     if _rich():
+        _say_where_it_belongs()
         warming = threading.Thread(target=_warm_up, name="mha_course warm-up")
         warming.start()
         # Two threads that import parts of one package at a time can each get half a module: the next cell waits.

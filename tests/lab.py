@@ -15,13 +15,13 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from mha_course import lab as start
 from mha_course.doctor import find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,8 +46,13 @@ def make_root(root: Path, *folders: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def server(root: Path, theme: str = "light") -> Iterator[str]:
-    """JupyterLab started from ``root``, with settings of its own. Gives its address."""
+def server(root: Path, theme: str = "light", teach: bool = False) -> Iterator[str]:
+    """JupyterLab as ``mha-course lab`` starts it, with settings of its own. Gives its address.
+
+    Args:
+        root: the course's folder; a learner's JupyterLab shows ``work/`` in it.
+        teach: as ``mha-course lab --teach`` starts it: it shows ``root``.
+    """
     with tempfile.TemporaryDirectory() as home, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,10 +70,9 @@ def server(root: Path, theme: str = "light") -> Iterator[str]:
         }
         environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
         environment.pop("NBGRADER_EXECUTION", None)
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--port-retries=0"]
-        command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}"]
-        command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
-        command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        more = [f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"]
+        args = argparse.Namespace(no_browser=True, port=port, log=True, teach=teach, more=more)
+        command = start.command(root if teach else root / "work", "", args)
         log = Path(home, "server.log")
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output)
@@ -251,7 +255,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = make_root(Path(scratch, "course"))
         shutil.copytree(args.notebook.resolve().parent, root / "look")
-        with server(root, args.theme) as address, browser(args.width) as page:
+        with server(root, args.theme, teach=True) as address, browser(args.width) as page:
             notebook = Notebook(page, address, f"look/{args.notebook.name}")
             if args.run_all:
                 notebook.run_all()

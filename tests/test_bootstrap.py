@@ -89,7 +89,8 @@ def test_a_fresh_clone_sets_itself_up_and_opens_the_first_lesson(run, ready):
     assert Path(seen["PATH"].split(os.pathsep)[0]) == bootstrap_python(root).parent
     assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(root)
     assert "--no-browser" in seen["arguments"]
-    assert "--LabApp.default_url=/lab/tree/work/00_start_here/00_start_here.ipynb" in seen["arguments"]
+    assert "--LabApp.default_url=/lab/tree/00_start_here/00_start_here.ipynb" in seen["arguments"]
+    assert f"--ServerApp.root_dir={root / 'work'}" in seen["arguments"]
     assert (root / "work" / "00_start_here" / "00_start_here.ipynb").exists()
     assert marker(root)["finished"]
     assert list((site_packages(root) / "mha_course_tiny" / "__pycache__").glob("__init__.*.pyc"))
@@ -370,10 +371,10 @@ def test_a_taken_port_is_said_in_one_sentence(taken_port, capsys, monkeypatch):
 
 def test_a_free_port_is_passed_on_and_so_is_what_follows_two_dashes(taken_port):
     args = cli.parse("lab", ["--no-browser", "--port", "8890", "--", "--ServerApp.ip=0.0.0.0"])
-    line = lab.command("work/00 a/ü.ipynb", args)
+    line = lab.command(Path("/course/work"), "00 a/ü.ipynb", args)
     assert line[-1] == "--ServerApp.ip=0.0.0.0"
     assert {"--no-browser", "--port=8890", "--ServerApp.port_retries=0"} <= set(line)
-    assert "--LabApp.default_url=/lab/tree/work/00%20a/%C3%BC.ipynb" in line
+    assert "--LabApp.default_url=/lab/tree/00%20a/%C3%BC.ipynb" in line
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "eight"])

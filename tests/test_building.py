@@ -211,6 +211,13 @@ def test_the_config_keeps_the_solutions_source_out_of_a_release(course, tmp_path
             "cell 3: an answer between markers, in a cell that is no nbgrader",
         ),
         ("# Ten minutes.", "# Ten minutes.\n#\n# ### BEGIN SOLUTION", "cell 1: '### BEGIN SOLUTION' without"),
+        ("print(object())", f"print('{'x' * 81}')", "cell 5: line 2 has 90 characters, 88 can be read"),
+        ("Twice x.", f"Twice x{'.' * 70}", "cell 3 (double): line 2 has 87 characters, 80 can be read"),
+        (
+            "# Ten minutes.",
+            f"# ```text\n# {'─' * 81}\n# ```",
+            "cell 1: line 4 has 81 characters, 80 can be read",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_graded_is_refused_with_file_and_cell(tmp_path, not_run, old, new, expected):
@@ -220,6 +227,22 @@ def test_a_source_that_cannot_be_graded_is_refused_with_file_and_cell(tmp_path, 
     assert refused.startswith("solutions/01_doubling/01_doubling.py, cell ")
     assert not (tmp_path / "notebooks").exists()
     assert expected in says(building.check(lesson_in(tmp_path)))
+
+
+def test_an_answer_cell_that_does_not_name_what_it_is_about_is_refused(tmp_path, not_run):
+    head, tail = LESSON.split("def double(x):", 1)
+    tail = tail.split("### END SOLUTION", 1)[1]
+    lesson = f"{head}### BEGIN SOLUTION\ndouble = 'b'\n### END SOLUTION{tail}"
+    make(tmp_path, lesson)
+    assert "checks 'double', which the answer cell does not name outside its markers" in refusal(tmp_path)
+    named = lesson.replace("### BEGIN", '# Your answer: double = "a" or "b"\n### BEGIN')
+    make(tmp_path, named)
+    build(tmp_path)
+
+
+def test_alt_text_may_be_wide(tmp_path, not_run):
+    rewrite(tmp_path, ("print(object())", f"dict(\n    alt='{'word ' * 30}'\n)"))
+    build(tmp_path)
 
 
 def test_an_answer_cell_without_markers_is_refused(tmp_path, not_run):

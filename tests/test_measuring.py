@@ -716,7 +716,7 @@ CHECKED = [
 def test_without_a_gpu_the_command_says_so_and_what_can_be_done(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["gpu"]) == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "There is no CUDA device here" in said and "Nothing was measured" in said
     assert "mha-course gpu --device cpu" in said and "under a minute" in said
 

@@ -1,6 +1,11 @@
 """Every lesson's notebook, run from top to bottom: solved, and as a learner first gets it."""
 
 import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -71,3 +76,77 @@ def is_stored(name):
 def test_what_counts_as_not_yet_written(error, expected):
     unknown = assigned("scores = attend(q, k)")
     assert is_not_yet_written(nbformat.from_dict(error), unknown) is expected
+
+
+# --- the way through the course ---
+
+
+NOTEBOOKS = {source.stem: building.read_source(source) for source in SOURCES}
+ORDER = sorted(NOTEBOOKS)
+
+
+def prose(stem):
+    return [cell.source for cell in NOTEBOOKS[stem].cells if cell.cell_type == "markdown"]
+
+
+def links(text):
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("stem", ORDER)
+def test_every_lesson_begins_with_a_link_to_the_map_and_ends_with_one_to_the_next(stem):
+    first, last = prose(stem)[0], prose(stem)[-1]
+    if stem != ORDER[0]:
+        assert any(link.endswith("#All-lessons") for link in links(first))
+    following = ORDER[ORDER.index(stem) + 1 :]
+    wanted = f"../{following[0]}/{following[0]}.ipynb" if following else "#All-lessons"
+    assert links(last)[-1].endswith(wanted)
+
+
+def test_the_map_has_a_link_to_every_other_lesson():
+    course_map = prose(ORDER[0])[1]  # on the first screen: JupyterLab opens another notebook at its top
+    assert course_map.startswith("## All lessons\n")
+    assert links(course_map) == [f"../{stem}/{stem}.ipynb" for stem in ORDER[1:]]
+
+
+@pytest.mark.parametrize("stem", ORDER)
+def test_every_relative_link_leads_somewhere_in_the_release_as_in_work(stem):
+    folder = building.ROOT / "notebooks" / stem
+    for link in links("\n".join(prose(stem))):
+        if link.startswith(("https://", "#")):
+            continue
+        path, _, heading = link.partition("#")
+        assert (folder / unquote(path)).resolve().is_relative_to(building.ROOT / "notebooks")
+        assert (folder / unquote(path)).exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", "\n".join(prose(Path(path).stem)), re.MULTILINE)
+            assert heading in [text.replace(" ", "-") for text in headings]
+
+
+@pytest.mark.parametrize("stem", ORDER)
+def test_what_is_recommended_for_reading_can_be_clicked(stem):
+    (read_more,) = [text for text in prose(stem) if text.startswith("## Read more")]
+    entries = re.split(r"^[-*] ", read_more.split("**Next:**")[0], flags=re.MULTILINE)[1:]
+    assert entries
+    assert [entry for entry in entries if "https://" not in entry and "mha_course/" not in entry] == []
+
+
+# --- without the course ---
+
+
+BARE = """
+import sys
+sys.modules["mha_course"] = None  # as where it is not installed
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance().run_cell(sys.stdin.read())
+"""
+
+
+@pytest.mark.parametrize("stem", ORDER)
+def test_without_the_course_the_first_cell_says_what_to_do_in_one_sentence(stem, tmp_path):
+    first = next(cell.source for cell in NOTEBOOKS[stem].cells if cell.cell_type == "code")
+    told = subprocess.run(
+        [sys.executable, "-c", BARE], input=first, cwd=tmp_path, capture_output=True, text=True
+    )
+    said = told.stdout + told.stderr
+    assert said.strip() == "The course is not installed here. In its folder: python3 -m mha_course lab"

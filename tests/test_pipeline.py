@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import sample_course
 
-from mha_course import building
+from mha_course import building, nbgrader_steps
 
 LESSON_01 = "01_one_head"
 NO_PATH = {"PATH": os.pathsep.join(["/usr/bin", "/bin"])}  # alembic is not on it: the config must see to that
@@ -277,6 +277,40 @@ def test_the_feedback_says_what_is_wrong(graded):
     assert "SyntaxError" in pages["broken"]
     assert "✗" not in pages["right"]
     assert "✓" in pages["right"]
+
+
+@pytest.mark.slow
+def test_validate_counts_first_and_does_not_call_failed_what_is_not_written(tmp_path):
+    for part in ("nbgrader_config.py", "mha_course"):
+        (tmp_path / part).symlink_to(building.ROOT / part)
+    own = tmp_path / "work" / LESSON_01 / f"{LESSON_01}.ipynb"
+    right = answers(building.ROOT, LESSON_01)["attention_scores"]
+    nb = solve(released(building.ROOT, LESSON_01), {"attention_scores": right})
+    find(nb, "stable_softmax").source = "def stable_softmax(x, dim):\n    return x.exp() / x.exp().sum(dim)"
+    own.parent.mkdir(parents=True)
+    nbformat.write(nb, own)
+    said = " ".join(nbgrader(tmp_path, "validate", str(own)).split())
+    checks = [cell for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("grade")]
+    assert f"1 of {len(checks)} done. Not written yet: attend, " in said
+    assert "Not right yet: stable_softmax." in said
+    assert said.count("The following cell failed") == 2  # the count, and what is wrong
+    assert "check(attend)" not in said
+
+
+def test_a_check_cell_that_was_changed_is_still_told_by_validate(tmp_path):
+    """The summary must not hide it: nbgrader compares the cell's checksum."""
+    nb = released(building.ROOT, LESSON_01)
+    cell = find(nb, "check_attend")
+    cell.source = "pass"
+    cell.outputs = [nbformat.v4.new_output("error", ename="NotYetWritten", evalue="", traceback=[])]
+    before = copy.deepcopy(cell.metadata)
+    after = find(nbgrader_steps.with_summary(nb), "check_attend")
+    assert (after.source, after.metadata) == ("pass", before)
+
+
+def test_where_everything_is_done_validate_has_nothing_to_count():
+    nb = released(building.ROOT, LESSON_01)
+    assert nbgrader_steps.with_summary(copy.deepcopy(nb)) == nb
 
 
 @pytest.mark.slow

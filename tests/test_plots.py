@@ -15,10 +15,14 @@ import torch
 from matplotlib import colormaps, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
 from mha_course import plots
+from mha_course.plots._dark import PAPER, darkened, turned
 
 ROOT = Path(__file__).parents[1]
 PAIRS = sorted(ROOT.glob("solutions/*/*.ipynb"))
@@ -127,6 +131,75 @@ def test_a_drawing_fits_the_page_and_its_text_can_be_read(name):
             assert box.y0 <= place.y0 and place.y1 <= box.y1 + 1, f"{text} is cut off"
 
 
+def text_and_ground(fig):
+    """Each visible text, and the colour of what it stands on: a filled shape, a picture, or the paper."""
+    fig.draw_without_rendering()
+    renderer = fig.canvas.get_renderer()
+    paper = {fig.patch, *(ax.patch for ax in fig.axes)}
+    shapes = [patch for patch in fig.findobj(Rectangle) if patch.get_fill() and patch not in paper]
+    for text in fig.findobj(Text):
+        if not (text.get_visible() and text.get_text()):
+            continue
+        box = text.get_window_extent(renderer)
+        x, y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+        under = [shape for shape in shapes if shape.get_window_extent(renderer).contains(x, y)]
+        if not any(image.get_window_extent(renderer).contains(x, y) for image in fig.findobj(AxesImage)):
+            yield text, (under or [fig.patch])[-1].get_facecolor()
+
+
+@pytest.mark.parametrize("name", drawings())
+def test_on_a_dark_page_all_text_can_be_read_and_afterwards_nothing_has_changed(name):
+    fig = drawings()[name]()
+    FigureCanvasAgg(fig)
+    before = colours_of(fig)
+    with darkened(fig, {colour for colour, _ in plots.LINES}):
+        assert to_rgb(fig.get_facecolor()) == to_rgb(PAPER)
+        for text, ground in text_and_ground(fig):
+            assert contrast(text.get_color(), ground) >= 4.5, text
+        lines = [line for line in fig.findobj(Line2D) if line.get_linewidth() >= 2 and line.get_visible()]
+        for line in lines:
+            assert contrast(line.get_color(), PAPER) >= 3 or name in ("arcs", "heat maps", "heat map"), line
+        assert colours_of(fig) != before
+    assert colours_of(fig) == before
+
+
+def colours_of(fig):
+    """All colours of all artists that have any."""
+    names = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
+    return [
+        str(getattr(artist, f"get_{name}")())
+        for artist in fig.findobj()
+        for name in names
+        if hasattr(artist, f"get_{name}") and getattr(artist, "get_array", lambda: None)() is None
+    ]
+
+
+def test_a_picture_is_there_for_a_light_and_for_a_dark_page(shown):
+    plots.show(plots.grid(torch.arange(4)), alt="Four cells.")
+    light, dark = re.findall(r"<img [^>]*>", shown[0][0]["text/html"])
+    assert "display:none" not in light and "display:none" in dark, "where the choice is left out"
+    corners = []
+    for tag in (light, dark):
+        data = base64.b64decode(re.search(r"base64,([^\"]+)", tag)[1])
+        corners.append(Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0)))
+    assert corners == [(255, 255, 255), (0x11, 0x11, 0x11)]
+
+
+def test_what_a_colour_says_is_said_on_a_dark_page_too():
+    fig = plots.heat_maps(torch.tensor([[0.0, 1.0]]))
+    FigureCanvasAgg(fig)
+    ax = fig.axes[0]
+    [image] = ax.images
+    before = image.cmap, image.get_array().tolist(), [text.get_color() for text in ax.texts]
+    with darkened(fig, set()):
+        assert (image.cmap, image.get_array().tolist(), [text.get_color() for text in ax.texts]) == before
+
+
+@pytest.mark.parametrize("colour", [colour for colour, _ in plots.LINES] + [plots.INK, plots.QUIET])
+def test_ink_stands_out_on_the_dark_page_as_it_does_on_the_light_one(colour):
+    assert contrast(turned(colour)[:3], PAPER) >= 4.5
+
+
 @pytest.mark.parametrize("name", ["cividis", "viridis"])
 def test_numbers_can_be_read_on_every_colour_of_the_map(name):
     for shade in range(256):
@@ -232,6 +305,10 @@ def test_every_picture_of_a_lesson_has_alt_text_in_exported_html(pair):
                 alts.append(output["metadata"]["image/png"]["alt"])
     page, _ = HTMLExporter(template_name="lab").from_filename(str(pair))
     pictures = [tag for tag in re.findall(r"<img [^>]*>", page) if "data:image/png" in tag]
-    assert [unescape(re.search(r'alt="([^"]*)"', tag)[1]) for tag in pictures] == alts
+    told = [unescape(re.search(r'alt="([^"]*)"', tag)[1]) for tag in pictures]
+    assert told == [alt for alt in alts for _ in ("light", "dark")]
+    assert ["display:none" in tag.replace(" ", "") for tag in pictures] == [False, True] * len(alts), (
+        "where styles are left out"
+    )
     assert all(len(alt) > 40 for alt in alts), "say what is to be seen"
     assert all(int(re.search(r'width="(\d+)"', tag)[1]) <= 800 for tag in pictures)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -112,13 +113,15 @@ def main(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     for file, error in exercises.broken().items():
-        print(f"exercises/{file}.py cannot be loaded: {type(error).__name__}: {error}")
+        print(f"exercises/{file}.py cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
     if exercises.broken():
         return 1
     chosen = select(exercises.lessons(), args.names)
     if not chosen:
         known = ", ".join(lesson.folder for lesson in exercises.lessons())
-        print(f"No lesson or exercise is called {' or '.join(args.names)}. Lessons: {known}.")
+        print(
+            f"No lesson or exercise is called {' or '.join(args.names)}. Lessons: {known}.", file=sys.stderr
+        )
         return 2
     first = next((exercise for exercise in chosen if exercise.device_safe), chosen[0])
     examine(

@@ -124,11 +124,13 @@ class Bar:
             return
         self.told = now
         left = (now - self.started) / done * (whole - done)
-        wide = 30
+        columns = os.get_terminal_size(self.stream.fileno()).columns if self.terminal else 0
+        columns = columns or 80  # some terminals do not know how wide they are
+        told = f"{done}/{whole}  {duration(left)} left"
+        wide = max(0, min(30, columns - len(told) - 4))  # the count and the time left come first
         filled = wide * done // whole
-        line = f"[{'█' * filled}{'·' * (wide - filled)}] {done}/{whole}  {duration(left)} left  {printable(result.student, 24)}"
+        line = f"[{'█' * filled}{'·' * (wide - filled)}] {told}  {printable(result.student, 24)}"
         if self.terminal:
-            columns = os.get_terminal_size(self.stream.fileno()).columns
             print(f"\r\x1b[K{line[: columns - 1]}", end="", file=self.stream, flush=True)
         else:
             print(line, file=self.stream, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mha_course.bootstrap import ROOT
+from mha_course.options import above, each, whole
 
 from .machine import machine_for, why_not
 from .on_device import check_everything
@@ -26,11 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=PLANS, default="cuda", help="default: cuda; cpu measures in small"
     )
-    parser.add_argument("--minutes", type=float, help="what it may take (default: cuda 7, mps 5, cpu 0.7)")
-    parser.add_argument("--sizes", type=_sizes, metavar="L,L,…", help="sequence lengths, e.g. 128,1024,8192")
+    parser.add_argument("--minutes", type=above(0), help="what it may take (default: cuda 7, mps 5, cpu 0.7)")
+    parser.add_argument(
+        "--sizes", type=each(whole(1)), metavar="L,L,…", help="sequence lengths, e.g. 128,1024,8192"
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"some of: {', '.join(WAYS)}")
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, help="default: what the device is made for"
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        metavar="PRECISION",
+        help=f"some of: {', '.join(PRECISIONS)} (default: what the device is made for)",
     )
     parser.add_argument(
         "--only",
@@ -42,17 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--record", action="store_true", help="save where the lessons look for recordings")
 
 
-def _sizes(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
-    if min(sizes) < 1:
-        raise ValueError
-    return sizes
-
-
 def main(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there is no such device or a check failed; 130 if it was interrupted."""
     if (reason := why_not(args.device)) is not None:
-        print(no_device(args.device, reason))
+        print(no_device(args.device, reason), file=sys.stderr)
         return 1
     started = time.monotonic()
     machine = machine_for(args.device)

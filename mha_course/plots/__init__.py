@@ -7,8 +7,8 @@ Here is what all lessons share: how a picture is shown, the common style, and a 
 one lesson are in a file of their own, ``plots.one_head`` for lesson 01.
 
 matplotlib is loaded when the first picture is drawn. Nothing global is changed: no backend is chosen, no setting
-is left behind. Pictures are 800 CSS pixels wide at most, on a light background that also reads in a dark theme;
-colours come from cividis and viridis, and whatever they say is said by a number, a label or a line style, too.
+is left behind. Pictures are 800 CSS pixels wide at most; colours come from cividis and viridis, and whatever they
+say is said by a number, a label or a line style, too. Each is there twice, for a light page and for a dark one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._dark import darkened
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 WIDTH = 8.0  # inches; 800 CSS pixels
 CSS_DPI = 100  # CSS pixels per inch of a figure
+# How a page says that it is dark: JupyterLab and nbconvert, VS Code, Colab, Sphinx.
+DARK_PAGE = (
+    '[data-jp-theme-light="false"],.vscode-dark,.vscode-high-contrast,[theme="dark"],[data-theme="dark"]'
+)
+CHOOSE = (
+    f"<style>:is({DARK_PAGE}) .mha-light{{display:none!important}} "
+    f":is({DARK_PAGE}) .mha-dark{{display:inline!important}}</style>"
+)
 PIXELS = 2  # image pixels per CSS pixel: crisp on dense screens
 INK = "#1a1a1a"
 QUIET = "#6b6b6b"
@@ -57,7 +68,7 @@ def _style() -> dict[str, Any]:
         "ytick.labelsize": 10,
         "legend.fontsize": 10,
         "figure.facecolor": "white",
-        "savefig.facecolor": "white",
+        "savefig.facecolor": "auto",
         "axes.facecolor": "white",
         "text.color": INK,
         "axes.labelcolor": INK,
@@ -111,8 +122,9 @@ def figure(
 def show(fig: Figure, alt: str = "") -> None:
     """Show a figure in the notebook, and close it.
 
-    The picture carries ``alt`` with it. JupyterLab and nbconvert drop the alt text of a plain PNG, so they get an
-    ``<img>`` of their own, which keeps it; whoever shows no HTML gets the PNG.
+    There are two pictures of it, and a page shows the one that fits its theme. Both carry ``alt`` with them.
+    JupyterLab and nbconvert drop the alt text of a plain PNG, so they get an ``<img>`` of their own, which keeps it;
+    whoever shows no HTML gets the PNG.
 
     Args:
         fig: any matplotlib figure.
@@ -132,12 +144,25 @@ def show(fig: Figure, alt: str = "") -> None:
     if os.environ.get("MHA_COURSE_PICTURES") == "no":  # a whole class is marked: words do
         display({"text/plain": f"[picture, not drawn while marking] {alt}"}, raw=True)
         return
-    width = round(fig.get_figwidth() * CSS_DPI)
-    small = png(fig, pixels=1)
-    graded = os.environ.get("NBGRADER_EXECUTION") == "autograde"  # a whole class: the small picture is enough
-    source = base64.b64encode(small if graded else png(fig)).decode()
+    width, words = round(fig.get_figwidth() * CSS_DPI), html.escape(alt)
+
+    def image(data: bytes, more: str) -> str:
+        source = base64.b64encode(data).decode()
+        return f'<img {more} width="{width}" alt="{words}" src="data:image/png;base64,{source}">'
+
+    if os.environ.get("NBGRADER_EXECUTION") == "autograde":  # a whole class: one small picture is enough
+        small = png(fig, pixels=1)
+        shown = image(small, 'class="mha-light"')
+    else:
+        light = png(fig)
+        with darkened(fig, {colour for colour, _ in LINES}):
+            dark = png(fig)
+        small = halved(light)
+        shown = (
+            image(light, 'class="mha-light"') + image(dark, 'class="mha-dark" style="display:none"') + CHOOSE
+        )
     bundle = {
-        "text/html": f'<img width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{source}">',
+        "text/html": shown,
         "image/png": small,
         "text/plain": f"[picture] {alt}",
     }
@@ -158,12 +183,27 @@ def png(fig: Figure, pixels: float = PIXELS) -> bytes:
     from PIL import Image
 
     FigureCanvasAgg(fig)
-    drawn, small = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     fig.savefig(drawn, format="png", dpi=CSS_DPI * pixels)
-    image = Image.open(drawn).convert("RGB")  # written again: fewer bytes, and without matplotlib's version
-    image = image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    image.save(small, format="PNG", optimize=True)
-    return small.getvalue()
+    return packed(Image.open(drawn))  # written again: fewer bytes, and without matplotlib's version
+
+
+def halved(data: bytes) -> bytes:
+    """A PNG of `png`, half as wide and high."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return packed(image.resize((round(image.width / 2), round(image.height / 2)), Image.Resampling.BOX))
+
+
+def packed(image: Image) -> bytes:
+    """A picture as a small PNG with nothing in it but the picture."""
+    from PIL import Image
+
+    few = image.convert("RGB").quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    data = io.BytesIO()
+    few.save(data, format="PNG", optimize=True)
+    return data.getvalue()
 
 
 def plain(x: Any) -> Any:
@@ -480,4 +520,4 @@ def __dir__() -> list[str]:
 
 @functools.cache
 def _lessons() -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules(__path__))
+    return frozenset(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")

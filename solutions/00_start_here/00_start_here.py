@@ -8,6 +8,23 @@
 # notation.
 
 # %% [markdown]
+# ## All lessons
+#
+# | | lesson | you build |
+# |---|---|---|
+# | 00 | Start here | a first green tick, and an eye for shapes |
+# | 01 | [One head](../01_one_head/01_one_head.ipynb) | scaled scores, a softmax that does not overflow, `attend(q, k, v)` |
+# | 02 | [Masks](../02_masks/02_masks.ipynb) | causal and padding masks, a softmax that survives a row with nothing to see, a detector for looking ahead |
+# | 03 | [Many heads](../03_many_heads/03_many_heads.ipynb) | splitting and merging, all heads in one product, what they cost, how differently they look |
+# | 04 | [The module](../04_module/04_module.ipynb) | `MultiHeadAttention` itself, cross-attention, dropout on weights, a gradient check by hand |
+# | 05 | [The drop-in](../05_drop_in/05_drop_in.ipynb) | PyTorch's masks, parameters and whole `forward`: its documented example runs on your class |
+# | 06 | [Order and memory](../06_order_and_memory/06_order_and_memory.ipynb) | positions, a key-value cache, decoding with it, shared key-value heads |
+# | 07 | [On the GPU](../07_gpu/07_gpu.ipynb) | a stopwatch that is not fooled, the roofline, the fused kernel, 16 bits; no GPU needed |
+# | 08 | [Without the L × L matrix](../08_without_the_matrix/08_without_the_matrix.ipynb) | a softmax in one pass, FlashAttention forwards and backwards |
+#
+# `python3 -m mha_course progress` says how far you are; `python3 -m mha_course lab` opens the lesson that comes next.
+
+# %% [markdown]
 # ## Run a cell
 #
 # The box below is a *cell*. Click into it and press **Shift + Enter**: it runs, and the next one is selected.
@@ -16,9 +33,14 @@
 # This one asks the doctor whether everything that the course needs is here. That takes a few seconds.
 
 # %%
-import torch
+try:
+    from mha_course import check, doctor, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
 
-from mha_course import check, doctor, plots
+import torch
 
 problems = doctor.report(brief=True)
 
@@ -47,7 +69,7 @@ sentence = "Ada found the ring where she lost it"
 words = sentence.split()
 
 place = torch.eye(8)  # (8, 8): word i stands at place i
-wanted_place = place[[0, 0, 1, 2, 3, 4, 5, 6]]  # (8, 8): every word wants the place before its own
+wanted_place = place[[0, 0, 1, 2, 3, 4, 5, 6]]  # (8, 8): wants the place before its own
 
 is_a = torch.zeros(8, 2)  # (8, 2): is a person, is a thing
 is_a[0, 0] = is_a[3, 1] = 1  # Ada is a person, ring is a thing
@@ -96,6 +118,7 @@ plots.show(
 # 3. Now put in the right letter, and run both again.
 
 # %% nbgrader={"grade": false, "grade_id": "it_looks_at", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Your answer: it_looks_at = "a", "b", "c" or "d"
 ### BEGIN SOLUTION
 it_looks_at = "b"
 ### END SOLUTION
@@ -200,7 +223,7 @@ print("the shape of the difference:", tuple(difference.shape))
 
 # %% nbgrader={"grade": false, "grade_id": "steps_back", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def steps_back(query_positions, key_positions):
-    """How many steps each query must look back to reach each key: query minus key.
+    """How many steps back from each query to each key: query minus key.
 
     query_positions: (L,)
     key_positions: (S,)
@@ -385,7 +408,8 @@ print("what should stand there:", [4, 5])
 
 # %% nbgrader={"grade": false, "grade_id": "regroup", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def regroup(x, groups):
-    """Cut every row into groups of neighbouring features, and bring the groups to the front.
+    """Cut every row into groups of neighbouring features,
+    and bring the groups to the front.
 
     x: (L, E), a row for each word
     groups: how many groups; divides E
@@ -460,7 +484,10 @@ p, q = torch.randn(3, 4), torch.randn(5, 4)
 
 linear = torch.nn.functional.linear(p, q)  # (3, 5)
 unflattened = p.unflatten(-1, (2, -1)).movedim(1, 0)  # (2, 3, 2)
-print("pairwise_dot is a linear layer:", torch.allclose(pairwise_dot(p, q), linear, atol=1e-6))
+print(
+    "pairwise_dot is a linear layer:",
+    torch.allclose(pairwise_dot(p, q), linear, atol=1e-6),
+)
 print("regroup is unflatten + movedim:", regroup(p, 2).equal(unflattened))
 print("steps_back has the shape that torch.broadcast_shapes tells:")
 print("   ", tuple(torch.broadcast_shapes((4, 1), (3,))))
@@ -508,6 +535,7 @@ print("   ", tuple(steps_back(torch.arange(4), torch.arange(3)).shape))
 # * (d) a tensor of shape `(12,)`
 
 # %% nbgrader={"grade": false, "grade_id": "broadcast_shape", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Your answer: broadcast_shape = "a", "b", "c" or "d"
 ### BEGIN SOLUTION
 broadcast_shape = "b"
 ### END SOLUTION
@@ -525,6 +553,7 @@ check(broadcast_shape=broadcast_shape)
 # * (d) `k @ q.T`
 
 # %% nbgrader={"grade": false, "grade_id": "which_makes_the_table", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Your answer: which_makes_the_table = "a", "b", "c" or "d"
 ### BEGIN SOLUTION
 which_makes_the_table = "c"
 ### END SOLUTION
@@ -541,6 +570,7 @@ check(which_makes_the_table=which_makes_the_table)
 # * (d) `[0, 1]` and `[0, 3]`
 
 # %% nbgrader={"grade": false, "grade_id": "view_or_transpose", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Your answer: view_or_transpose = "a", "b", "c" or "d"
 ### BEGIN SOLUTION
 view_or_transpose = "d"
 ### END SOLUTION

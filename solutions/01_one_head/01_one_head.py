@@ -14,18 +14,25 @@
 # %% [markdown]
 # # 01 · One head
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [00, Start here](../00_start_here/00_start_here.ipynb)
+#
 # *About 45 minutes. At the end you have written one attention head, and know why each step is there.*
 #
 # You will build, in this order: the scores, the softmax, the look-up itself, an experiment that shows what
 # $\sqrt D$ is for, a module that learns, and a measurement that finds out what attention cannot see.
 
 # %%
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import math
 
 import torch
 from torch import nn
-
-from mha_course import check, plots
 
 _ = torch.manual_seed(0)
 
@@ -106,7 +113,8 @@ print("the shares:", [round(s, 2) for s in share.tolist()])
 def attention_scores(q, k):
     """How alike each query and each key are, divided by √D.
 
-    q: (N, L, D), k: (N, S, D) → (N, L, S): row l holds the scores of query l, one for each key.
+    q: (N, L, D), k: (N, S, D) → (N, L, S): row l holds the scores of query l,
+    one for each key.
     """
     ### BEGIN SOLUTION
     return q @ k.mT / math.sqrt(q.shape[-1])  # (N, L, D) @ (N, D, S) → (N, L, S)
@@ -170,12 +178,14 @@ print("shares:      ", large.exp() / large.exp().sum())
 
 # %% nbgrader={"grade": false, "grade_id": "stable_softmax", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def stable_softmax(x, dim):
-    """Positive numbers that sum to 1 along `dim`, however large x is (1e4, float16 too).
+    """Positive numbers that sum to 1 along `dim`, however large x is
+    (1e4, float16 too).
 
-    Any shape → the same shape and dtype. Write it with exp; torch's own softmax is not allowed here.
+    Any shape → the same shape and dtype. Write it with exp;
+    torch's own softmax is not allowed here.
     """
     ### BEGIN SOLUTION
-    shifted = x - x.amax(dim, keepdim=True)  # the largest becomes 0, so exp gives at most 1
+    shifted = x - x.amax(dim, keepdim=True)  # at most 0, so exp gives at most 1
     e = shifted.exp()
     return e / e.sum(dim, keepdim=True)
     ### END SOLUTION
@@ -226,7 +236,8 @@ check(stable_softmax)
 def attend(q, k, v):
     """One head of attention.
 
-    q: (N, L, D), k: (N, S, D), v: (N, S, Dv) → output (N, L, Dv), weights (N, L, S); each row of weights sums to 1.
+    q: (N, L, D), k: (N, S, D), v: (N, S, Dv)
+    → output (N, L, Dv), weights (N, L, S); each row of weights sums to 1.
     """
     ### BEGIN SOLUTION
     weights = stable_softmax(attention_scores(q, k), dim=-1)  # (N, L, S)
@@ -307,9 +318,11 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "weight_sharpness", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def weight_sharpness(D, scaled, keys=16, queries=500):
-    """The largest weight that a random query gives to one of `keys` random keys: the mean over all queries.
+    """The largest weight that a random query gives to one of `keys` keys:
+    the mean over all queries.
 
-    Queries and keys have D features, normal numbers. scaled: with the division by √D, or without.
+    Queries and keys have D features, normal numbers.
+    scaled: with the division by √D, or without.
     Returns a Python float.
     """
     ### BEGIN SOLUTION
@@ -381,7 +394,8 @@ print("your guess:", "none" if guess is ... else guess)
 class SingleHead(nn.Module):
     """Self-attention with one head.
 
-    E: size of a token; D: size of its query, key and value. Three layers called `query`, `key` and `value`,
+    E: size of a token; D: size of its query, key and value.
+    Three layers called `query`, `key` and `value`,
     each nn.Linear(E, D) without bias.
     """
 
@@ -445,7 +459,8 @@ check(SingleHead)
 def permutation_gap(fn, x, perm):
     """How much `fn` notices in which order the tokens come: 0 if it does not.
 
-    fn: (N, L, E) → (N, L, anything), x: (N, L, E), perm: (L,), a permutation of 0 … L-1. Returns a Python float.
+    fn: (N, L, E) → (N, L, anything), x: (N, L, E),
+    perm: (L,), a permutation of 0 … L-1. Returns a Python float.
     """
     ### BEGIN SOLUTION
     return (fn(x[:, perm]) - fn(x)[:, perm]).abs().max().item()
@@ -483,7 +498,10 @@ tokens, perm = torch.randn(1, 5, 6), torch.tensor([3, 0, 4, 1, 2])
 print("your head:             ", permutation_gap(lambda x: head(x)[0], tokens, perm))
 print("a running sum:         ", permutation_gap(lambda x: x.cumsum(1), tokens, perm))
 place = torch.arange(5.0).view(1, 5, 1)
-print("your head, with places:", permutation_gap(lambda x: head(x + place)[0], tokens, perm))
+print(
+    "your head, with places:",
+    permutation_gap(lambda x: head(x + place)[0], tokens, perm),
+)
 
 # %% [markdown]
 # Zero (up to rounding): to your head, a sentence is a *bag* of words. A running sum knows order, and so does your head
@@ -498,7 +516,7 @@ print("your head, with places:", permutation_gap(lambda x: head(x + place)[0], t
 
 # %%
 def softmax_gradient(D, scaled, keys=16, queries=500):
-    """Mean size of the gradient of the first key's weight with respect to the scores."""
+    """Mean size of the gradient of the first key's weight by the scores."""
     q, k = torch.randn(queries, 1, D), torch.randn(queries, keys, D)
     scores = attention_scores(q, k) * (1 if scaled else math.sqrt(D))
     scores = scores.detach().requires_grad_()
@@ -532,9 +550,11 @@ plots.show(
 
 # %%
 def learns_to_look_at_token_0(scale, steps=60):
-    """Train queries and keys so that every query gives its weight to key 0; gives the loss of each step."""
+    """Train queries and keys so that every query gives its weight to key 0;
+    gives the loss of each step."""
     torch.manual_seed(1)
-    q, k = torch.randn(8, 16, 256).requires_grad_(), torch.randn(8, 16, 256).requires_grad_()
+    q = torch.randn(8, 16, 256).requires_grad_()
+    k = torch.randn(8, 16, 256).requires_grad_()
     optimizer, losses = torch.optim.SGD([q, k], lr=1.0), []
     for _ in range(steps):
         weights = stable_softmax(attention_scores(q, k) * scale, dim=-1)  # (8, 16, 16)
@@ -554,7 +574,10 @@ plots.show(
     alt="Loss over 60 steps of training. With the scale the loss falls steadily towards 0. Without it, the loss stays "
     "near the top after a small first drop: most queries are stuck on the key they happened to like at the start.",
 )
-print(f"mean loss after {len(without)} steps: with √D {with_scale[-1]:.2f}, without {without[-1]:.2f}")
+print(
+    f"mean loss after {len(without)} steps: "
+    f"with √D {with_scale[-1]:.2f}, without {without[-1]:.2f}"
+)
 
 # %% [markdown]
 # Same start, same learning rate, same number of steps. The head without the scale computes nothing wrong, it is
@@ -576,7 +599,10 @@ q, k, v = torch.randn(2, 5, 4), torch.randn(2, 7, 4), torch.randn(2, 7, 3)
 theirs = F.scaled_dot_product_attention(q, k, v)
 mine, _ = attend(q, k, v)
 print("largest difference:", (mine - theirs).abs().max().item())
-print("and your softmax:  ", (stable_softmax(q, -1) - torch.softmax(q, -1)).abs().max().item())
+print(
+    "and your softmax:  ",
+    (stable_softmax(q, -1) - torch.softmax(q, -1)).abs().max().item(),
+)
 
 # %% [markdown]
 # Equal, up to the last digit of float32. You have written what every transformer runs; the rest of the course is about
@@ -666,9 +692,12 @@ check(blind_to_order=blind_to_order)
 # %% [markdown]
 # ## Read more
 #
-# - Vaswani et al. 2017, *Attention is all you need*, section 3.2.1: the formula, and the footnote on $\sqrt D$.
-# - Bahdanau, Cho and Bengio 2015, *Neural machine translation by jointly learning to align and translate*, section 3:
+# - Vaswani et al. 2017, [*Attention is all you need*](https://arxiv.org/abs/1706.03762), section 3.2.1: the formula, and the footnote on $\sqrt D$.
+# - Bahdanau, Cho and Bengio 2015, [*Neural machine translation by jointly learning to align and translate*](https://arxiv.org/abs/1409.0473), section 3:
 #   where soft look-ups in translation began.
-# - Blanchard, Higham and Higham 2021, *Accurately computing the log-sum-exp and softmax functions*: how accurate the
+# - Blanchard, Higham and Higham 2021, [*Accurately computing the log-sum-exp and softmax functions*](https://doi.org/10.1093/imanum/draa038): how accurate the
 #   shift is.
-# - `mha_course/reference/one_head.py`: the course's own answers. Read them after yours.
+# - `mha_course/reference/one_head.py`: the course's own answers. Read them after yours; in a cell,
+#   `from mha_course.reference import one_head` and then `one_head??` shows them.
+#
+# **Next:** [lesson 02, Masks](../02_masks/02_masks.ipynb). Which words may be looked at, and what happens to a word that may look at nothing?

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 02 · Masks
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [01, One head](../01_one_head/01_one_head.ipynb)
+#
 # *About 50 minutes. At the end you can say who may look at whom, you know what a row with nothing to look at should do, and
 # you own a detector for cheating.*
 #
@@ -22,9 +24,14 @@
 # wrong most often, so this lesson is careful.
 
 # %%
-import torch
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
 
-from mha_course import check, plots
+import torch
 
 _ = torch.manual_seed(0)
 
@@ -82,7 +89,8 @@ print("score −∞ gives     ", [round(w, 2) for w in hidden_by_infinity.tolist
 
 # %% nbgrader={"grade": false, "grade_id": "causal_mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def causal_mask(L, S, offset=0, device=None):
-    """bool (L, S), made on `device`: True where key j is at or before the place of query i, which is i + offset."""
+    """bool (L, S), made on `device`: True where key j is at or before the
+    place of query i, which is i + offset."""
     ### BEGIN SOLUTION
     query_place = torch.arange(L, device=device).unsqueeze(1) + offset  # (L, 1)
     key_place = torch.arange(S, device=device)  # (S,)
@@ -129,7 +137,7 @@ check(causal_mask)
 
 # %% nbgrader={"grade": false, "grade_id": "padding_mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def padding_mask(lengths, S):
-    """lengths: int64 (N,) → bool (N, 1, S): True at the real keys of each sample."""
+    """lengths: int64 (N,) → bool (N, 1, S): True at its real keys."""
     ### BEGIN SOLUTION
     places = torch.arange(S, device=lengths.device)  # (S,)
     return (places < lengths.unsqueeze(1)).unsqueeze(1)  # (N, S) → (N, 1, S)
@@ -170,7 +178,8 @@ check(padding_mask)
 
 # %% nbgrader={"grade": false, "grade_id": "combine_masks", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def combine_masks(*masks):
-    """Any number of bool masks whose shapes broadcast → one: True where all of them are."""
+    """Any number of bool masks whose shapes broadcast → one:
+    True where all of them are."""
     ### BEGIN SOLUTION
     combined = masks[0]
     for mask in masks[1:]:
@@ -209,7 +218,9 @@ words = ["the", "cat", "sat", "·pad", "·pad"]
 causal, padding = causal_mask(5, 5), padding_mask(torch.tensor([3]), 5)[0].expand(5, -1)
 plots.show(
     plots.masks.mask_grid(
-        {"causal": causal, "padding": padding, "both": combine_masks(causal, padding)}, words, words
+        {"causal": causal, "padding": padding, "both": combine_masks(causal, padding)},
+        words,
+        words,
     ),
     alt="Three grids of five queries by five keys. Causal: ticks on and below the diagonal. Padding: ticks in the first three "
     "columns. Both: ticks where both have them, a triangle in the first three columns and full rows below.",
@@ -274,9 +285,11 @@ check(to_additive)
 
 # %% nbgrader={"grade": false, "grade_id": "masked_softmax", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def masked_softmax(scores, may_attend):
-    """scores (N, L, S), may_attend: bool that broadcasts to it → weights (N, L, S).
+    """scores (N, L, S), may_attend: bool that broadcasts to it
+    → weights (N, L, S).
 
-    Rows sum to 1; rows that may look at nothing are zeros. Gradients are finite everywhere.
+    Rows sum to 1; rows that may look at nothing are zeros.
+    Gradients are finite everywhere.
     """
     ### BEGIN SOLUTION
     dead = ~may_attend.any(-1, keepdim=True)  # (N, L, 1): rows that may look at nothing
@@ -326,7 +339,9 @@ nothing = torch.tensor([[False, False, False]])
 ways = {
     "−∞, unmended": lambda s: s.masked_fill(~nothing, -torch.inf).softmax(-1),
     "−1e9": lambda s: s.masked_fill(~nothing, -1e9).softmax(-1),
-    "added −∞, NaN → 0": lambda s: (s + to_additive(nothing, s.dtype)).softmax(-1).nan_to_num(0.0),
+    "added −∞, NaN → 0": lambda s: (
+        (s + to_additive(nothing, s.dtype)).softmax(-1).nan_to_num(0.0)
+    ),
     "yours": lambda s: masked_softmax(s, nothing),
 }
 
@@ -364,7 +379,8 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "future_leak", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def future_leak(fn, x):
-    """fn: (L, E) → (L, F); x: (L, E) → (L, L): [i, j] = sum over all features of |∂ fn(x)[i] / ∂ x[j]|."""
+    """fn: (L, E) → (L, F); x: (L, E) → (L, L):
+    [i, j] = sum over all features of |∂ fn(x)[i] / ∂ x[j]|."""
     ### BEGIN SOLUTION
     jacobian = torch.autograd.functional.jacobian(fn, x)  # (L, F, L, E)
     return jacobian.abs().sum(dim=(1, 3))  # (L, L)
@@ -406,12 +422,14 @@ check(future_leak)
 
 # %%
 def attention_with(weigh):
-    """Self-attention of (L, E) tokens with the given way from scores to weights."""
+    """Self-attention of (L, E) tokens with this way from scores to weights."""
     return lambda x: weigh(x @ x.T / x.shape[-1] ** 0.5) @ x
 
 
 def one_ahead(scores):  # off by one: the diagonal is moved
-    return scores.masked_fill(torch.ones_like(scores).triu(2).bool(), -torch.inf).softmax(-1)
+    return scores.masked_fill(
+        torch.ones_like(scores).triu(2).bool(), -torch.inf
+    ).softmax(-1)
 
 
 def after_softmax(scores):  # the mask comes after the softmax
@@ -453,7 +471,10 @@ plots.show(
 # %%
 with_a_zero = x.clone()
 with_a_zero[0] = 0  # token 0: all its scores are exactly 0
-maps = {name: future_leak(attention_with(suspects[name]), with_a_zero) for name in ("score == 0", "yours")}
+maps = {
+    name: future_leak(attention_with(suspects[name]), with_a_zero)
+    for name in ("score == 0", "yours")
+}
 plots.show(
     plots.masks.leak_maps(maps),
     alt="Two leak maps for an input whose token 0 is all zeros. 'score == 0' now has crosses along the whole first row: output 0 "
@@ -474,7 +495,9 @@ plots.show(
 import torch.nn.functional as F
 
 q, k, v = torch.randn(2, 5, 4), torch.randn(2, 7, 4), torch.randn(2, 7, 3)
-may_attend = combine_masks(causal_mask(5, 7, offset=2), padding_mask(torch.tensor([7, 4]), 7))
+may_attend = combine_masks(
+    causal_mask(5, 7, offset=2), padding_mask(torch.tensor([7, 4]), 7)
+)
 weights = masked_softmax(q @ k.mT / 4**0.5, may_attend)
 theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
 print("largest difference:", (weights @ v - theirs).abs().max().item())
@@ -543,7 +566,11 @@ check(padding_where=padding_where)
 # %% [markdown]
 # ## Read more
 #
-# - Vaswani et al. 2017, *Attention is all you need*, section 3.2.3: masking in the decoder, "setting to −∞".
-# - PyTorch's documentation of `F.scaled_dot_product_attention` (attn_mask, is_causal) and of `torch.nn.attention.bias`.
-# - rasbt/LLMs-from-scratch issue 1061 and pytorch/pytorch issue 110144: mask conventions, met by others.
+# - Vaswani et al. 2017, [*Attention is all you need*](https://arxiv.org/abs/1706.03762), section 3.2.3: masking in the decoder, "setting to −∞".
+# - PyTorch's documentation of [`F.scaled_dot_product_attention`](https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html)
+#   (attn_mask, is_causal) and of [`torch.nn.attention.bias`](https://docs.pytorch.org/docs/stable/nn.attention.bias.html).
+# - [rasbt/LLMs-from-scratch issue 1061](https://github.com/rasbt/LLMs-from-scratch/issues/1061) and
+#   [pytorch/pytorch issue 110144](https://github.com/pytorch/pytorch/issues/110144): mask conventions, met by others.
 # - `mha_course/reference/masks.py`: the course's own answers.
+#
+# **Next:** [lesson 03, Many heads](../03_many_heads/03_many_heads.ipynb). One head looks in one way. Why not look in several ways at once?

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 03 · Many heads
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [02, Masks](../02_masks/02_masks.ipynb)
+#
 # *About 55 minutes. At the end you have written multi-head attention, all heads in one product, and you have seen a bug
 # that trains happily to 100 %.*
 #
@@ -21,15 +23,21 @@
 # merge that undoes it; all heads at once; a count of what they cost; and a measure of how differently they look.
 
 # %%
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mha_course import check, plots
 from mha_course.progress_bar import progress_bar
-from mha_course.reference import attend, causal_mask, future_leak, masked_softmax  # lessons 01 and 02
+from mha_course.reference import attend, causal_mask, future_leak, masked_softmax
 
 _ = torch.manual_seed(0)
 
@@ -110,7 +118,8 @@ times_the_multiplications = ...  # your guess
 def attend_by_loop(q, k, v, H):
     """Every head by itself, one after the other.
 
-    q: (N, L, E), k and v: (N, S, E) → output (N, L, E), weights (N, H, L, S). ValueError if H does not divide E.
+    q: (N, L, E), k and v: (N, S, E) → output (N, L, E), weights (N, H, L, S).
+    ValueError if H does not divide E.
     """
     ### BEGIN SOLUTION
     E = q.shape[-1]
@@ -123,7 +132,8 @@ def attend_by_loop(q, k, v, H):
         o, w = attend(q[..., mine], k[..., mine], v[..., mine])  # (N, L, D), (N, L, S)
         outputs.append(o)
         weights.append(w)
-    return torch.cat(outputs, dim=-1), torch.stack(weights, dim=1)  # (N, L, E), (N, H, L, S)
+    output = torch.cat(outputs, dim=-1)  # (N, L, E)
+    return output, torch.stack(weights, dim=1)  # (N, H, L, S)
     ### END SOLUTION
 
 
@@ -184,7 +194,8 @@ check(attend_by_loop)
 def split_heads(x, H):
     """Give each head its own D = E / H features of every token.
 
-    x: (N, L, E) → (N, H, L, D); head h gets features h·D … (h+1)·D − 1. ValueError if H does not divide E.
+    x: (N, L, E) → (N, H, L, D); head h gets features h·D … (h+1)·D − 1.
+    ValueError if H does not divide E.
     """
     ### BEGIN SOLUTION
     N, L, E = x.shape
@@ -235,7 +246,11 @@ check(split_heads)
 
 # %%
 x = plots.many_heads.numbered(L=4, E=6)  # (1, 4, 6)
-made = {"tokens": x, "your split_heads": split_heads(x, 2), "view alone": x.view(1, 2, 4, 3)}
+made = {
+    "tokens": x,
+    "your split_heads": split_heads(x, 2),
+    "view alone": x.view(1, 2, 4, 3),
+}
 plots.show(
     plots.many_heads.where_numbers_go(made, E=6),
     alt="Three grids. Tokens: four rows of six numbers labelled token,feature, each row one colour. Your split_heads: "
@@ -303,7 +318,11 @@ check(merge_heads)
 
 # %%
 heads = split_heads(x, 2)  # (1, 2, 4, 3)
-made = {"heads": heads, "your merge_heads": merge_heads(heads), "reshape alone": heads.reshape(1, 4, 6)}
+made = {
+    "heads": heads,
+    "your merge_heads": merge_heads(heads),
+    "reshape alone": heads.reshape(1, 4, 6),
+}
 plots.show(
     plots.many_heads.where_numbers_go(made, E=6),
     alt="Three grids. Two heads of four rows each. Your merge_heads: four rows, each in the colour of one token, with "
@@ -323,8 +342,9 @@ plots.show(
 #
 # ```text
 #     q  (2, 5, 12) → (2, 3, 5, 4)  ┐
-#     k  (2, 7, 12) → (2, 3, 7, 4)  ┴ scores and weights (2, 3, 5, 7)  ┐
-#     v  (2, 7, 12) → (2, 3, 7, 4)                                     ┴ (2, 3, 5, 4) → output (2, 5, 12)
+#     k  (2, 7, 12) → (2, 3, 7, 4)  ┴ weights (2, 3, 5, 7)  ┐
+#     v  (2, 7, 12) → (2, 3, 7, 4)                          ┴ mixed (2, 3, 5, 4)
+#                                                     merged: output (2, 5, 12)
 # ```
 #
 # The numbers are those of the loop; the example of 3.1 is an example of this, too.
@@ -349,13 +369,18 @@ plots.show(
 def attend_in_parallel(q, k, v, H, may_attend=None):
     """All heads in one batched product.
 
-    q: (N, L, E), k and v: (N, S, E), may_attend: bool, broadcastable to (N, H, L, S), True = may look, or None
-    → output (N, L, E), weights (N, H, L, S). A query that may see nothing gets zeros.
+    q: (N, L, E), k and v: (N, S, E),
+    may_attend: bool, broadcastable to (N, H, L, S), True = may look, or None
+    → output (N, L, E), weights (N, H, L, S).
+    A query that may see nothing gets zeros.
     """
     ### BEGIN SOLUTION
-    q, k, v = split_heads(q, H), split_heads(k, H), split_heads(v, H)  # (N, H, L or S, D)
+    q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # (N, H, L, S)
-    weights = torch.softmax(scores, dim=-1) if may_attend is None else masked_softmax(scores, may_attend)
+    if may_attend is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        weights = masked_softmax(scores, may_attend)
     return merge_heads(weights @ v), weights  # (N, H, L, D) → (N, L, E)
     ### END SOLUTION
 
@@ -397,7 +422,10 @@ q, k, v = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
 slow, slow_weights = attend_by_loop(q, k, v, H=3)
 fast, fast_weights = attend_in_parallel(q, k, v, H=3)
 print("largest difference of the outputs:", (slow - fast).abs().max().item())
-print("largest difference of the weights:", (slow_weights - fast_weights).abs().max().item())
+print(
+    "largest difference of the weights:",
+    (slow_weights - fast_weights).abs().max().item(),
+)
 
 # %% [markdown]
 # ### The promise of lesson 00
@@ -411,13 +439,19 @@ words = "Ada found the ring where she lost it".split()
 place = torch.eye(8)
 keys, asks = torch.zeros(1, 8, 16), torch.zeros(1, 8, 16)  # (1, L, E)
 keys[0, :, :8] = place
-asks[0, :, :8] = place[[0, 0, 1, 2, 3, 4, 5, 6]]  # every word asks for the place before its own
+asks[0, :, :8] = place[[0, 0, 1, 2, 3, 4, 5, 6]]  # asks for the place before its own
 keys[0, 0, 8] = keys[0, 3, 9] = 1  # Ada is a person, ring is a thing
 asks[0, 5, 8] = asks[0, 7, 9] = 1  # "she" asks for a person, "it" for a thing
 _, two_heads = attend_in_parallel(14 * asks, keys, keys, H=2)  # (1, 2, 8, 8)
 
 # %%
-fig = plots.arcs({"head 0: the word before": two_heads[0, 0], "head 1: who or what": two_heads[0, 1]}, words)
+fig = plots.arcs(
+    {
+        "head 0: the word before": two_heads[0, 0],
+        "head 1: who or what": two_heads[0, 1],
+    },
+    words,
+)
 plots.show(
     fig,
     alt="Two heads on 'Ada found the ring where she lost it'. Head 0: every word has a thick line to the word before it, Ada to "
@@ -444,9 +478,11 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "projection_parameters", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def projection_parameters(E, H, bias):
-    """How many parameters multi-head attention has: H heads with three projections each, and one output projection.
+    """How many parameters multi-head attention has:
+    H heads with three projections each, and one output projection.
 
-    E: features of a token, H: heads (divides E), bias: True or False. Returns a Python int.
+    E: features of a token, H: heads (divides E), bias: True or False.
+    Returns a Python int.
     """
     ### BEGIN SOLUTION
     D = E // H
@@ -495,9 +531,20 @@ for H in (1, 2, 4, 8):
     with FlopCounterMode(display=False) as counter:
         _, weights = attend_in_parallel(tokens, tokens, tokens, H)
     multiplications = counter.get_total_flops() // 2
-    print(f"{H:5} {projection_parameters(64, H, bias=True):12} {multiplications:17} {weights.numel():17}")
-guesses = ["none" if guess is ... else guess for guess in (times_the_parameters, times_the_multiplications)]
-print("\nyour guess, times as many: parameters", guesses[0], "and multiplications", guesses[1])
+    print(
+        f"{H:5} {projection_parameters(64, H, bias=True):12} "
+        f"{multiplications:17} {weights.numel():17}"
+    )
+guesses = [
+    "none" if guess is ... else guess
+    for guess in (times_the_parameters, times_the_multiplications)
+]
+print(
+    "\nyour guess, times as many: parameters",
+    guesses[0],
+    "and multiplications",
+    guesses[1],
+)
 
 # %% [markdown]
 # **Times one, both.** More heads are narrower heads: $H$ heads of $D$ features are $H \cdot D = E$ features, whatever
@@ -526,12 +573,13 @@ print("\nyour guess, times as many: parameters", guesses[0], "and multiplication
 
 # %% nbgrader={"grade": false, "grade_id": "head_distance", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def head_distance(weights):
-    """How differently every two heads look: total variation of their rows, averaged over samples and queries.
+    """How differently every two heads look: total variation of their rows,
+    averaged over samples and queries.
 
     weights: (N, H, L, S), rows sum to 1 → (H, H), between 0 and 1.
     """
     ### BEGIN SOLUTION
-    gap = weights.unsqueeze(2) - weights.unsqueeze(1)  # (N, H, H, L, S): every head with every head
+    gap = weights.unsqueeze(2) - weights.unsqueeze(1)  # (N, H, H, L, S)
     moved = gap.abs().sum(-1) / 2  # (N, H, H, L)
     return moved.mean(dim=(0, 3))  # (H, H)
     ### END SOLUTION
@@ -566,8 +614,14 @@ def head_distance(weights):
 check(head_distance)
 
 # %%
-print("the two heads of the sentence:      ", round(head_distance(two_heads)[0, 1].item(), 2))
-print("two heads with the same weights:    ", head_distance(two_heads[:, [0, 0]])[0, 1].item())
+print(
+    "the two heads of the sentence:      ",
+    round(head_distance(two_heads)[0, 1].item(), 2),
+)
+print(
+    "two heads with the same weights:    ",
+    head_distance(two_heads[:, [0, 0]])[0, 1].item(),
+)
 _, untrained = attend_in_parallel(*torch.randn(3, 4, 16, 64), H=8)  # (4, 8, 16, 16)
 apart = head_distance(untrained)[~torch.eye(8, dtype=torch.bool)]
 print(f"eight heads of random tokens:        {apart.min():.2f} to {apart.max():.2f}")
@@ -590,24 +644,28 @@ def scrambled_merge(x):
 
 # %%
 class Copier(nn.Module):
-    """Words (N, L) in, scores for the same words (N, L, 10) out; also the weights of its 4 heads."""
+    """Words (N, L) in, scores for the same words (N, L, 10) out;
+    also the weights of its 4 heads."""
 
     def __init__(self, merge, E=32):
         super().__init__()
         self.merge = merge
         self.word, self.place = nn.Embedding(10, E), nn.Embedding(8, E)
-        self.query, self.key, self.value, self.out = (nn.Linear(E, size) for size in (E, E, E, 10))
+        self.query, self.key, self.value = (nn.Linear(E, E) for _ in range(3))
+        self.out = nn.Linear(E, 10)
 
     def forward(self, words):
         x = self.word(words) + self.place.weight[: words.shape[1]]  # (N, L, E)
         v = self.value(x)
-        _, weights = attend_in_parallel(self.query(x), self.key(x), v, H=4)  # (N, 4, L, L)
+        q, k = self.query(x), self.key(x)
+        _, weights = attend_in_parallel(q, k, v, H=4)  # (N, 4, L, L)
         return self.out(self.merge(weights @ split_heads(v, 4))), weights
 
 
 # %%
 def accuracy(model, L, samples=100):
-    """Share of words copied rightly, on sequences of length L that are the same every time."""
+    """Share of words copied rightly, on sequences of length L,
+    the same every time."""
     words = torch.randint(10, (samples, L), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return (model(words)[0].argmax(-1) == words).float().mean().item()
@@ -635,7 +693,10 @@ def train(merge, name, steps=120):
 # %%
 right, right_seen = train(merge_heads, "your merge")
 wrong, wrong_seen = train(scrambled_merge, "scrambled merge")
-print(f"words copied rightly: your merge {right_seen[-1]:.1%}, scrambled merge {wrong_seen[-1]:.1%}")
+print(
+    f"words copied rightly: your merge {right_seen[-1]:.1%}, "
+    f"scrambled merge {wrong_seen[-1]:.1%}"
+)
 
 # %% [markdown]
 # Both. **Training does not find this bug.** The loss falls, the accuracy is perfect, every shape is right.
@@ -669,7 +730,9 @@ by_length = {
 }
 while_training = {"your merge": right_seen, "scrambled merge": wrong_seen}
 plots.show(
-    plots.many_heads.training_and_lengths(range(5, 121, 5), while_training, lengths, by_length),
+    plots.many_heads.training_and_lengths(
+        range(5, 121, 5), while_training, lengths, by_length
+    ),
     alt="Left: accuracy during training; both models climb to 1 within about 30 steps. Right: accuracy by length of the "
     "sequence. Your merge stays near 1 for lengths 5 to 8; the scrambled merge is at 1 for length 8, at about two thirds "
     "for 7, and below one half for 6 and 5.",
@@ -686,16 +749,22 @@ plots.show(
 
 # %%
 def attend_causally(x, merge):
-    """Self-attention of tokens x (L, E) under a causal mask, with either merge."""
+    """Self-attention of tokens x (L, E) under a causal mask,
+    with either merge."""
     L, _ = x.shape
-    _, weights = attend_in_parallel(x[None], x[None], x[None], H=2, may_attend=causal_mask(L, L))
+    _, weights = attend_in_parallel(
+        x[None], x[None], x[None], H=2, may_attend=causal_mask(L, L)
+    )
     return merge(weights @ split_heads(x[None], 2))[0]  # (L, E)
 
 
 tokens = torch.randn(6, 4)
 leak = {
     name: future_leak(lambda x, merge=merge: attend_causally(x, merge), tokens)
-    for name, merge in (("your merge", merge_heads), ("scrambled merge", scrambled_merge))
+    for name, merge in (
+        ("your merge", merge_heads),
+        ("scrambled merge", scrambled_merge),
+    )
 }
 
 # %%
@@ -717,9 +786,18 @@ plots.show(
 # %%
 x = plots.many_heads.numbered(L=4, E=6)
 scrambled_split = x.view(1, 2, 4, 3)
-print("your split, your merge:          back again?", merge_heads(split_heads(x, 2)).equal(x))
-print("your split, scrambled merge:     back again?", scrambled_merge(split_heads(x, 2)).equal(x))
-print("scrambled split, scrambled merge: back again?", scrambled_merge(scrambled_split).equal(x))
+print(
+    "your split, your merge:          back again?",
+    merge_heads(split_heads(x, 2)).equal(x),
+)
+print(
+    "your split, scrambled merge:     back again?",
+    scrambled_merge(split_heads(x, 2)).equal(x),
+)
+print(
+    "scrambled split, scrambled merge: back again?",
+    scrambled_merge(scrambled_split).equal(x),
+)
 
 # %% [markdown]
 # If **both** are wrong in the same way, they undo each other, and the round trip looks perfect. Compare with something
@@ -750,11 +828,17 @@ with torch.no_grad():
     torchs.out_proj.weight.copy_(torch.eye(12))
     theirs, their_weights = torchs(q, k, v, attn_mask=~mask, average_attn_weights=False)
 print(
-    "outputs:", (mine - theirs).abs().max().item(), "  weights:", (weights - their_weights).abs().max().item()
+    "outputs:",
+    (mine - theirs).abs().max().item(),
+    "  weights:",
+    (weights - their_weights).abs().max().item(),
 )
 for H in (1, 2, 4, 8):
     count = sum(p.numel() for p in nn.MultiheadAttention(64, H).parameters())
-    print(f"{H} heads: torch has {count} parameters, you counted {projection_parameters(64, H, bias=True)}")
+    print(
+        f"{H} heads: torch has {count} parameters, "
+        f"you counted {projection_parameters(64, H, bias=True)}"
+    )
 
 # %% [markdown]
 # ## Recap
@@ -832,10 +916,12 @@ check(what_finds_it=what_finds_it)
 # %% [markdown]
 # ## Read more
 #
-# - Vaswani et al. 2017, *Attention is all you need*, section 3.2.2: multi-head attention in half a page, and why its
+# - Vaswani et al. 2017, [*Attention is all you need*](https://arxiv.org/abs/1706.03762), section 3.2.2: multi-head attention in half a page, and why its
 #   cost "is similar to that of single-head attention with full dimensionality".
-# - Michel, Levy and Neubig 2019, *Are sixteen heads really better than one?*, sections 3 and 4: how many heads a
+# - Michel, Levy and Neubig 2019, [*Are sixteen heads really better than one?*](https://arxiv.org/abs/1905.10650), sections 3 and 4: how many heads a
 #   trained model can do without.
-# - Clark et al. 2019, *What does BERT look at?*, section 3: what single heads were found to look at; section 6
+# - Clark et al. 2019, [*What does BERT look at?*](https://arxiv.org/abs/1906.04341), section 3: what single heads were found to look at; section 6
 #   measures how far apart they are.
 # - `mha_course/reference/many_heads.py`: the course's own answers. Read them after yours.
+#
+# **Next:** [lesson 04, The module](../04_module/04_module.ipynb). All of this in one module, with parameters that can be learned.

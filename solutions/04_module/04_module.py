@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 04 · The module
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [03, Many heads](../03_many_heads/03_many_heads.ipynb)
+#
 # *About 50 minutes. At the end you have a complete multi-head attention module: three inputs, masks, dropout, weights
 # on request, and a second opinion on its gradients.*
 #
@@ -22,10 +24,15 @@
 # each has a classic way to go wrong.
 
 # %%
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import torch
 from torch import nn
-
-from mha_course import check, plots
 
 _ = torch.manual_seed(0)
 
@@ -73,7 +80,8 @@ prediction = ...  # your guess, in a few words
 
 # %% nbgrader={"grade": false, "grade_id": "pack_projections", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def pack_projections(wq, wk, wv):
-    """(E, E) each → (3E, E): the query rows first, then the key rows, then the value rows."""
+    """(E, E) each → (3E, E): the query rows first, then the key rows,
+    then the value rows."""
     ### BEGIN SOLUTION
     return torch.cat([wq, wk, wv], dim=0)
     ### END SOLUTION
@@ -162,8 +170,9 @@ check(unpack_projections)
 
 # %% nbgrader={"grade": false, "grade_id": "attention_dropout", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def attention_dropout(weights, p, training):
-    """Weights of any shape → the same shape. Training: 0 with probability p, otherwise divided by 1 - p.
+    """Weights of any shape → the same shape.
 
+    Training: 0 with probability p, otherwise divided by 1 - p.
     Not training: as they are. p is at least 0 and less than 1.
     """
     ### BEGIN SOLUTION
@@ -211,7 +220,9 @@ weights = torch.randn(2000, 12).softmax(-1)
 p = 0.5
 plots.show(
     plots.module.row_sums(
-        attention_dropout(weights, p, True).sum(-1), attention_dropout(weights, p, False).sum(-1), p
+        attention_dropout(weights, p, True).sum(-1),
+        attention_dropout(weights, p, False).sum(-1),
+        p,
     ),
     alt="Two histograms of row sums. In train mode they scatter between about 0 and 2 around a mean of 1; in eval "
     "mode all are exactly 1.",
@@ -252,9 +263,12 @@ print("your guess:", "none" if prediction is ... else prediction)
 
 # %% nbgrader={"grade": false, "grade_id": "MultiHeadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false}
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention. Layers `query` (E → E), `key` (kdim → E), `value` (vdim → E), `out` (E → E).
+    """Multi-head attention.
 
-    kdim and vdim are E where they are None. Raises ValueError if H does not divide E.
+    Layers `query` (E → E), `key` (kdim → E), `value` (vdim → E),
+    `out` (E → E).
+    kdim and vdim are E where they are None.
+    Raises ValueError if H does not divide E.
     """
 
     def __init__(self, E, H, dropout=0.0, bias=True, kdim=None, vdim=None):
@@ -269,15 +283,28 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(E, E, bias=bias)
         ### END SOLUTION
 
-    def forward(self, query, key, value, may_attend=None, need_weights=False, average_weights=True):
-        """query (N, L, E), key (N, S, kdim), value (N, S, vdim), may_attend bool, broadcastable to (N, H, L, S)
-        → output (N, L, E), weights: None, or (N, L, S), or (N, H, L, S) where they are not averaged."""
+    def forward(
+        self,
+        query,
+        key,
+        value,
+        may_attend=None,
+        need_weights=False,
+        average_weights=True,
+    ):
+        """query (N, L, E), key (N, S, kdim), value (N, S, vdim),
+        may_attend bool, broadcastable to (N, H, L, S)
+        → output (N, L, E), weights: None, or (N, L, S),
+        or (N, H, L, S) where they are not averaged."""
         ### BEGIN SOLUTION
         q = split_heads(self.query(query), self.H)  # (N, H, L, D)
         k = split_heads(self.key(key), self.H)  # (N, H, S, D)
         v = split_heads(self.value(value), self.H)  # (N, H, S, D)
         scores = q @ k.mT / q.shape[-1] ** 0.5  # (N, H, L, S)
-        weights = scores.softmax(-1) if may_attend is None else masked_softmax(scores, may_attend)
+        if may_attend is None:
+            weights = scores.softmax(-1)
+        else:
+            weights = masked_softmax(scores, may_attend)
         dropped = attention_dropout(weights, self.dropout, self.training)
         output = self.out(merge_heads(dropped @ v))  # (N, L, E)
         if not need_weights:
@@ -326,7 +353,9 @@ seen = {}
 for name in ("query", "key", "value", "out"):
     layer = getattr(module, name)
     layer.register_forward_hook(
-        lambda layer, given, made, name=name: seen.update({name: (given[0].shape, made.shape)})
+        lambda layer, given, made, name=name: seen.update(
+            {name: (given[0].shape, made.shape)}
+        )
     )
 output, weights = module(
     torch.randn(2, 5, 12),
@@ -344,7 +373,11 @@ steps = [
     ("mixed and merged", [("into out", seen["out"][0])]),
     ("what comes out", [("output", output.shape)]),
 ]
-arrows = [((0, i), (1, i)) for i in range(3)] + [((1, 0), (2, 0)), ((1, 1), (2, 0)), ((1, 2), (3, 0))]
+arrows = [((0, i), (1, i)) for i in range(3)] + [
+    ((1, 0), (2, 0)),
+    ((1, 1), (2, 0)),
+    ((1, 2), (3, 0)),
+]
 arrows += [((2, 0), (3, 0)), ((3, 0), (4, 0))]
 plots.show(
     plots.module.flow(steps, arrows),
@@ -372,7 +405,8 @@ plots.show(
 
 # %% nbgrader={"grade": false, "grade_id": "numerical_gradient", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def numerical_gradient(fn, x, step=1e-5):
-    """fn: x → a single number. x: float64, any shape → the gradient, shaped like x; autograd is not used."""
+    """fn: x → a single number. x: float64, any shape
+    → the gradient, shaped like x; autograd is not used."""
     ### BEGIN SOLUTION
     gradient = torch.zeros_like(x)
     for index in range(x.numel()):
@@ -412,7 +446,8 @@ check(numerical_gradient)
 
 # %%
 module = MultiHeadAttention(E=4, H=2).double()
-x, memory = torch.randn(1, 3, 4, dtype=torch.float64), torch.randn(1, 5, 4, dtype=torch.float64)
+x = torch.randn(1, 3, 4, dtype=torch.float64)
+memory = torch.randn(1, 5, 4, dtype=torch.float64)
 
 
 def summed(x):
@@ -424,7 +459,10 @@ autograd = torch.autograd.grad(summed(x), x)[0]
 with torch.no_grad():
     by_hand = numerical_gradient(summed, x)
 print("largest difference:", (autograd - by_hand).abs().max().item())
-print("torch's own test: ", torch.autograd.gradcheck(lambda x: module(x, memory, memory)[0], x))
+print(
+    "torch's own test: ",
+    torch.autograd.gradcheck(lambda x: module(x, memory, memory)[0], x),
+)
 
 # %% [markdown]
 # Two ways that share nothing agree to about nine digits. `torch.autograd.gradcheck` is the same idea, and you now know what
@@ -441,13 +479,17 @@ print("torch's own test: ", torch.autograd.gradcheck(lambda x: module(x, memory,
 # %%
 class OnlySelf(MultiHeadAttention):
     def forward(self, query, key, value, **options):
-        return super().forward(query, query, query, **options)  # key and value are accepted, and not used
+        # key and value are accepted, and not used
+        return super().forward(query, query, query, **options)
 
 
 right, wrong = MultiHeadAttention(E=12, H=3), OnlySelf(E=12, H=3)
 wrong.load_state_dict(right.state_dict())
 x, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-for name, arguments in (("self-attention ", (x, x, x)), ("cross-attention", (x, memory, memory))):
+for name, arguments in (
+    ("self-attention ", (x, x, x)),
+    ("cross-attention", (x, memory, memory)),
+):
     gap = (right(*arguments)[0] - wrong(*arguments)[0]).abs().max().item()
     print(f"{name}: largest difference {gap:.3f}")
 
@@ -463,7 +505,8 @@ for mode in (True, False):
     module.train(mode)
     once, again = module(x, x, x)[0], module(x, x, x)[0]
     print(
-        f"{'train' if mode else 'eval '}: the two answers differ by {(once - again).abs().max().item():.3f}"
+        f"{'train' if mode else 'eval '}: the two answers differ by "
+        f"{(once - again).abs().max().item():.3f}"
     )
 
 # %% [markdown]
@@ -475,8 +518,12 @@ for mode in (True, False):
 mine = MultiHeadAttention(E=12, H=3)
 theirs = nn.MultiheadAttention(embed_dim=12, num_heads=3, batch_first=True)
 with torch.no_grad():
-    theirs.in_proj_weight.copy_(pack_projections(mine.query.weight, mine.key.weight, mine.value.weight))
-    theirs.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key.bias, mine.value.bias]))
+    theirs.in_proj_weight.copy_(
+        pack_projections(mine.query.weight, mine.key.weight, mine.value.weight)
+    )
+    theirs.in_proj_bias.copy_(
+        torch.cat([mine.query.bias, mine.key.bias, mine.value.bias])
+    )
     theirs.out_proj.load_state_dict(mine.out.state_dict())
 output, weights = mine(x, memory, memory, need_weights=True)
 expected, expected_weights = theirs(x, memory, memory)
@@ -545,7 +592,10 @@ check(what_out_does=what_out_does)
 # %% [markdown]
 # ## Read more
 #
-# - Vaswani et al. 2017, *Attention is all you need*, section 3.2.2 and figure 2; section 5.4 for dropout.
-# - Srivastava et al. 2014, *Dropout: a simple way to prevent neural networks from overfitting*, section 4.
-# - PyTorch's documentation of `nn.MultiheadAttention` and of `torch.autograd.gradcheck`.
+# - Vaswani et al. 2017, [*Attention is all you need*](https://arxiv.org/abs/1706.03762), section 3.2.2 and figure 2; section 5.4 for dropout.
+# - Srivastava et al. 2014, [*Dropout: a simple way to prevent neural networks from overfitting*](https://jmlr.org/papers/v15/srivastava14a.html), section 4.
+# - PyTorch's documentation of [`nn.MultiheadAttention`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html) and of
+#   [`torch.autograd.gradcheck`](https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html).
 # - `mha_course/reference/module.py`: the course's own answers.
+#
+# **Next:** [lesson 05, The drop-in](../05_drop_in/05_drop_in.ipynb). Your module in the place of PyTorch's.

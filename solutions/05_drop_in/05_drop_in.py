@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 05 · The drop-in
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [04, The module](../04_module/04_module.ipynb)
+#
 # *About 60 minutes. At the end, PyTorch's own documented example runs unchanged on a class that you wrote, with the same
 # numbers.*
 #
@@ -22,11 +24,17 @@
 # Nothing here is new mathematics. All of it is what breaks in practice.
 
 # %%
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mha_course import check, plots
 from mha_course.reference import masked_softmax, merge_heads, split_heads
 
 _ = torch.manual_seed(0)
@@ -40,7 +48,8 @@ _ = torch.manual_seed(0)
 
 # %%
 def documented_example(MultiheadAttention):
-    """The documented use: a module, one input three times, an output and its weights."""
+    """The documented use: a module, one input three times,
+    an output and its weights."""
     torch.manual_seed(0)
     multihead_attn = MultiheadAttention(embed_dim=8, num_heads=2, batch_first=True)
     x = torch.rand(1, 4, 8)
@@ -73,7 +82,10 @@ values = torch.eye(4).view(1, 1, 4, 4)
 by_function = F.scaled_dot_product_attention(
     torch.rand(1, 1, 4, 2), torch.rand(1, 1, 4, 2), values, attn_mask=mask
 )[0, 0, 0]
-print("your guess:                           ", "none" if prediction is ... else prediction)
+print(
+    "your guess:                           ",
+    "none" if prediction is ... else prediction,
+)
 print("module, where query 0 looks:  ", [round(w, 2) for w in by_module.tolist()])
 print("function, where query 0 looks:", [round(w, 2) for w in by_function.tolist()])
 
@@ -103,9 +115,11 @@ print("function, where query 0 looks:", [round(w, 2) for w in by_function.tolist
 
 # %% nbgrader={"grade": false, "grade_id": "to_may_attend", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def to_may_attend(attn_mask, key_padding_mask, N, H):
-    """torch's masks (each may be None) → bool that broadcasts to (N, H, L, S), True = may look; None without masks.
+    """torch's masks (each may be None) → bool that broadcasts to (N, H, L, S),
+    True = may look; None without masks.
 
-    attn_mask: (L, S) or (N·H, L, S); key_padding_mask: (N, S). bool: True = blocked. Floating: only −inf blocks.
+    attn_mask: (L, S) or (N·H, L, S); key_padding_mask: (N, S).
+    bool: True = blocked. Floating: only −inf blocks.
     """
 
     ### BEGIN SOLUTION
@@ -163,7 +177,8 @@ check(to_may_attend)
 
 # %% nbgrader={"grade": false, "grade_id": "load_from_torch", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def load_from_torch(state):
-    """torch's state dict → ours: query.weight, key.weight, value.weight, out.weight, and the biases if there are any."""
+    """torch's state dict → ours: query.weight, key.weight, value.weight,
+    out.weight, and the biases if there are any."""
     ### BEGIN SOLUTION
     if "in_proj_weight" in state:
         weights = state["in_proj_weight"].chunk(3)
@@ -173,7 +188,10 @@ def load_from_torch(state):
     ours = {f"{name}.weight": weight for name, weight in zip(names, weights)}
     ours["out.weight"] = state["out_proj.weight"]
     if "in_proj_bias" in state:
-        ours |= {f"{name}.bias": bias for name, bias in zip(names, state["in_proj_bias"].chunk(3))}
+        ours |= {
+            f"{name}.bias": bias
+            for name, bias in zip(names, state["in_proj_bias"].chunk(3))
+        }
         ours["out.bias"] = state["out_proj.bias"]
     return ours
     ### END SOLUTION
@@ -216,16 +234,21 @@ check(load_from_torch)
 
 # %% nbgrader={"grade": false, "grade_id": "export_to_torch", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def export_to_torch(state):
-    """Our state dict → torch's: packed where all three projections are (E, E), apart otherwise."""
+    """Our state dict → torch's: packed where all three projections are (E, E),
+    apart otherwise."""
     ### BEGIN SOLUTION
     weights = [state[f"{name}.weight"] for name in ("query", "key", "value")]
     if all(weight.shape == weights[0].shape for weight in weights):
         theirs = {"in_proj_weight": torch.cat(weights)}
     else:
-        theirs = {f"{letter}_proj_weight": weight for letter, weight in zip("qkv", weights)}
+        theirs = {
+            f"{letter}_proj_weight": weight for letter, weight in zip("qkv", weights)
+        }
     theirs["out_proj.weight"] = state["out.weight"]
     if "out.bias" in state:
-        theirs["in_proj_bias"] = torch.cat([state[f"{name}.bias"] for name in ("query", "key", "value")])
+        theirs["in_proj_bias"] = torch.cat(
+            [state[f"{name}.bias"] for name in ("query", "key", "value")]
+        )
         theirs["out_proj.bias"] = state["out.bias"]
     return theirs
     ### END SOLUTION
@@ -271,7 +294,8 @@ check(export_to_torch)
 
 # %% nbgrader={"grade": false, "grade_id": "add_bias_kv", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def add_bias_kv(k, v, bias_k, bias_v, may_attend):
-    """k, v: (N, S, E); bias_k, bias_v: (1, 1, E); may_attend: bool (…, S), or None
+    """k, v: (N, S, E); bias_k, bias_v: (1, 1, E);
+    may_attend: bool (…, S), or None
     → k, v (N, S + 1, E), may_attend (…, S + 1) or None."""
     ### BEGIN SOLUTION
     N = k.shape[0]
@@ -323,7 +347,8 @@ check(add_bias_kv)
 
 # %% nbgrader={"grade": false, "grade_id": "add_zero_attn", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def add_zero_attn(k, v, may_attend):
-    """k: (N, H, S, D), v: (N, H, S, Dv), may_attend: bool (…, S), or None → the same with S + 1 keys, zeros last."""
+    """k: (N, H, S, D), v: (N, H, S, Dv), may_attend: bool (…, S), or None
+    → the same with S + 1 keys, zeros last."""
     ### BEGIN SOLUTION
     k = F.pad(k, (0, 0, 0, 1))  # one more row in dimension 2
     v = F.pad(v, (0, 0, 0, 1))
@@ -395,7 +420,8 @@ check(add_zero_attn)
 
 # %% nbgrader={"grade": false, "grade_id": "MultiheadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false}
 class MultiheadAttention(nn.MultiheadAttention):
-    """torch's constructor and parameters, our own forward. A query that may see nothing gets the bias of out_proj."""
+    """torch's constructor and parameters, our own forward.
+    A query that may see nothing gets the bias of out_proj."""
 
     def forward(
         self,
@@ -412,9 +438,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         if not batched:
             query, key, value = query[None], key[None], value[None]  # (1, L, E)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+            key_padding_mask = (
+                None if key_padding_mask is None else key_padding_mask[None]
+            )
         elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # (N, L, E)
+            # (L, N, E) → (N, L, E)
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         N, H = query.shape[0], self.num_heads
 
         p = load_from_torch(dict(self.named_parameters()))
@@ -425,7 +454,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         may_attend = to_may_attend(attn_mask, key_padding_mask, N, H)
         if self.bias_k is not None:
             k, v, may_attend = add_bias_kv(k, v, self.bias_k, self.bias_v, may_attend)
-        q, k, v = split_heads(q, H), split_heads(k, H), split_heads(v, H)  # (N, H, L or S, D)
+        q, k, v = (split_heads(x, H) for x in (q, k, v))  # (N, H, L or S, D)
         if self.add_zero_attn:
             k, v, may_attend = add_zero_attn(k, v, may_attend)
 
@@ -438,7 +467,10 @@ class MultiheadAttention(nn.MultiheadAttention):
                 elif mask.dim() == 3:
                     bias = bias.unflatten(0, (N, H))
                 scores = scores + F.pad(bias, (0, scores.shape[-1] - bias.shape[-1]))
-        weights = scores.softmax(-1) if may_attend is None else masked_softmax(scores, may_attend)
+        if may_attend is None:
+            weights = scores.softmax(-1)
+        else:
+            weights = masked_softmax(scores, may_attend)
         weights = F.dropout(weights, self.dropout, self.training)
         output = self.out_proj(merge_heads(weights @ v))  # (N, L, E)
 
@@ -498,7 +530,10 @@ options = {
     "attn_mask (L, S)": ({}, {"attn_mask": torch.ones(5, 7).triu(3).bool()}),
     "attn_mask (N·H, L, S)": ({}, {"attn_mask": torch.rand(6, 5, 7) > 0.7}),
     "attn_mask of numbers": ({}, {"attn_mask": torch.randn(5, 7, dtype=torch.float64)}),
-    "key_padding_mask": ({}, {"key_padding_mask": torch.arange(7) >= torch.tensor([[7], [4]])}),
+    "key_padding_mask": (
+        {},
+        {"key_padding_mask": torch.arange(7) >= torch.tensor([[7], [4]])},
+    ),
     "weights per head": ({}, {"average_attn_weights": False}),
 }
 
@@ -508,11 +543,14 @@ def inputs_for(kwargs):
     """Three different inputs in the shapes that this module takes."""
     sizes = (5, 12), (7, kwargs.get("kdim", 12)), (7, kwargs.get("vdim", 12))
     shapes = [(2, n, e) if kwargs.get("batch_first") else (n, 2, e) for n, e in sizes]
-    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    return [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes
+    ]
 
 
 def differences(mine_class, kwargs, call):
-    """Largest differences between a class and torch's: output, weights, gradients."""
+    """Largest differences between a class and torch's:
+    output, weights, gradients."""
     theirs = nn.MultiheadAttention(12, 3, **kwargs, dtype=torch.float64)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter)
@@ -522,14 +560,21 @@ def differences(mine_class, kwargs, call):
     for module in (mine, theirs):
         output, weights = module(*inputs, **call)
         wanted = [*inputs, *module.parameters()]
-        gradients = torch.autograd.grad(output.sin().sum(), wanted, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            output.sin().sum(), wanted, materialize_grads=True
+        )
         results.append((output, weights, *gradients))
-    gaps = [(a - b).abs().max().item() if a.shape == b.shape else torch.inf for a, b in zip(*results)]
+    gaps = [
+        (a - b).abs().max().item() if a.shape == b.shape else torch.inf
+        for a, b in zip(*results)
+    ]
     return {"output": gaps[0], "weights": gaps[1], "gradients": max(gaps[2:])}
 
 
 def parity_table():
-    return {name: differences(MultiheadAttention, *case) for name, case in options.items()}
+    return {
+        name: differences(MultiheadAttention, *case) for name, case in options.items()
+    }
 
 
 # %%
@@ -590,7 +635,8 @@ nn.init.normal_(theirs.out_proj.bias)
 mine = MultiheadAttention(8, 2, batch_first=True)
 mine.load_state_dict(theirs.state_dict())
 x = torch.randn(2, 3, 8)
-empty = torch.tensor([[False, False, True], [True, True, True]])  # the second sample is all padding
+# the second sample is all padding
+empty = torch.tensor([[False, False, True], [True, True, True]])
 
 
 # %%
@@ -624,10 +670,16 @@ plots.show(
 # %%
 mine.zero_grad()
 mine(x, x, x, key_padding_mask=empty)[0].sum().backward()
-print("yours: all gradients finite?", all(p.grad.isfinite().all().item() for p in mine.parameters()))
+print(
+    "yours: all gradients finite?",
+    all(p.grad.isfinite().all().item() for p in mine.parameters()),
+)
 theirs.train().zero_grad()
 theirs(x, x, x, key_padding_mask=empty)[0].sum().backward()
-print("torch: all gradients finite?", all(p.grad.isfinite().all().item() for p in theirs.parameters()))
+print(
+    "torch: all gradients finite?",
+    all(p.grad.isfinite().all().item() for p in theirs.parameters()),
+)
 
 # %% [markdown]
 # One empty sentence, and with torch's module the whole training step is lost.
@@ -718,6 +770,10 @@ check(dead_row=dead_row)
 # %% [markdown]
 # ## Read more
 #
-# - PyTorch's documentation of `torch.nn.MultiheadAttention` (every argument above) and of `F.scaled_dot_product_attention`.
-# - pytorch/pytorch issues 21518 and 110144: the two polarities, met by others.
+# - PyTorch's documentation of [`torch.nn.MultiheadAttention`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html) (every
+#   argument above) and of [`F.scaled_dot_product_attention`](https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html).
+# - pytorch/pytorch issues [21518](https://github.com/pytorch/pytorch/issues/21518) and
+#   [110144](https://github.com/pytorch/pytorch/issues/110144): the two polarities, met by others.
 # - `mha_course/reference/drop_in.py`: a full replacement, constructor included, written to be read.
+#
+# **Next:** [lesson 06, Order and memory](../06_order_and_memory/06_order_and_memory.ipynb). Where does a token stand, and must everything be computed again for each new one?

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 06 · Order and memory
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [05, The drop-in](../05_drop_in/05_drop_in.ipynb)
+#
 # *About 60 minutes. At the end your attention knows where each token stands, writes a text token by token without doing any
 # work twice, and needs a fraction of the memory for it.*
 #
@@ -21,14 +23,26 @@
 # for what was computed; one step of writing; and a count of what that memory takes.
 
 # %%
+try:
+    from mha_course import check, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mha_course import check, plots
-from mha_course.reference import attend, causal_mask, masked_softmax, permutation_gap, split_heads
+from mha_course.reference import (
+    attend,
+    causal_mask,
+    masked_softmax,
+    permutation_gap,
+    split_heads,
+)
 
 _ = torch.manual_seed(0)
 
@@ -79,9 +93,9 @@ times_the_work = ...  # your guess
 # By hand, with $E = 4$: the two frequencies are $10000^0 = 1$ and $10000^{-2/4} = 1/100$. So
 #
 # ```text
-#     position 0      0      1      0      1         sin 0, cos 0, sin 0,    cos 0
-#     position 1    0.84   0.54   0.01   1.00        sin 1, cos 1, sin 0.01, cos 0.01
-#     position 2    0.91  −0.42   0.02   1.00        sin 2, cos 2, sin 0.02, cos 0.02
+#     position 0      0      1      0      1    sin 0, cos 0, sin 0,    cos 0
+#     position 1    0.84   0.54   0.01   1.00   sin 1, cos 1, sin 0.01, cos 0.01
+#     position 2    0.91  −0.42   0.02   1.00   sin 2, cos 2, sin 0.02, cos 0.02
 # ```
 #
 # Sines and cosines come in pairs. An odd $E$ has one feature without a partner: a `ValueError`, please.
@@ -91,7 +105,8 @@ times_the_work = ...  # your guess
 def sinusoidal_positions(L, E, device=None):
     """Position vectors of sines and cosines, for positions 0 … L − 1.
 
-    → (L, E), float32, on `device`; features 2i and 2i + 1 are sine and cosine of one angle.
+    → (L, E), float32, on `device`;
+    features 2i and 2i + 1 are sine and cosine of one angle.
     ValueError if E is odd.
     """
     ### BEGIN SOLUTION
@@ -100,7 +115,8 @@ def sinusoidal_positions(L, E, device=None):
     position = torch.arange(L, device=device).unsqueeze(1)  # (L, 1)
     frequency = 10000 ** (-torch.arange(0, E, 2, device=device) / E)  # (E/2,)
     angle = position * frequency  # (L, E/2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (L, E/2, 2) → (L, E)
+    both = torch.stack([angle.sin(), angle.cos()], dim=-1)  # (L, E/2, 2)
+    return both.flatten(1)  # (L, E)
     ### END SOLUTION
 
 
@@ -154,7 +170,9 @@ plots.show(
 
 # %%
 places = sinusoidal_positions(3, 8).double()
-gap = permutation_gap(lambda x: attend(x + places, x + places, x + places)[0], words, shuffled)
+gap = permutation_gap(
+    lambda x: attend(x + places, x + places, x + places)[0], words, shuffled
+)
 print(f"the largest difference between the two sentences: {gap:.2f}")
 
 # %% [markdown]
@@ -185,7 +203,7 @@ print(f"the largest difference between the two sentences: {gap:.2f}")
 
 # %% nbgrader={"grade": false, "grade_id": "apply_rope", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def apply_rope(x, positions):
-    """Turn each pair of neighbouring features by an angle that grows with the position.
+    """Turn each pair of neighbouring features, more at later positions.
 
     x: (N, H, L, D), queries or keys. positions: int64, (L,) or (N, L)
     → the same shape and dtype as x. ValueError if D is odd.
@@ -200,7 +218,8 @@ def apply_rope(x, positions):
         angle = angle.unsqueeze(1)  # (N, 1, L, D/2): for all heads alike
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]  # (N, H, L, D/2)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)  # (N, H, L, D)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return turned.flatten(-2)  # (N, H, L, D)
     ### END SOLUTION
 
 
@@ -245,9 +264,14 @@ q, k = torch.randn(2, 1, 1, 1, D, dtype=torch.float64)  # one query, one key
 everywhere = torch.arange(L)
 table = sinusoidal_positions(L, D).double()
 added = (q + table) @ (k + table).mT  # (1, 1, L, L)
-turned = apply_rope(q.expand(1, 1, L, D), everywhere) @ apply_rope(k.expand(1, 1, L, D), everywhere).mT
+turned = (
+    apply_rope(q.expand(1, 1, L, D), everywhere)
+    @ apply_rope(k.expand(1, 1, L, D), everywhere).mT
+)
 plots.show(
-    plots.order_and_memory.by_distance({"places added": added[0, 0], "places turned": turned[0, 0]}),
+    plots.order_and_memory.by_distance(
+        {"places added": added[0, 0], "places turned": turned[0, 0]}
+    ),
     alt="Two heat maps of the score against both places, and below each the scores against the distance. Places added: a blurred "
     "diagonal with horizontal and vertical stripes; below, many different scores for each distance. Places turned: every diagonal "
     "has one colour; below, exactly one score for each distance.",
@@ -258,7 +282,10 @@ spread = [
     max(d.max() - d.min() for d in (x[0, 0].diagonal(o) for o in range(-5, 6))).item()
     for x in (added, turned)
 ]
-print(f"scores of the same distance differ by up to {spread[0]:.1f} where places are added,")
+print(
+    f"scores of the same distance differ by up to {spread[0]:.1f} "
+    "where places are added,"
+)
 print(f"and by up to {spread[1]:.0e} where they are turned")
 
 # %% [markdown]
@@ -272,8 +299,8 @@ print(f"and by up to {spread[1]:.0e} where they are turned")
 # query head $h$ looks at key-value head $\lfloor h / (H / H_{kv}) \rfloor$.
 #
 # ```text
-#     query heads        0   1   2 │ 3   4   5          H = 6
-#     key-value heads        0     │     1              Hkv = 2: three query heads for each
+#     query heads        0   1   2 │ 3   4   5      H = 6
+#     key-value heads        0     │     1          Hkv = 2: three heads for each
 # ```
 #
 # $H_{kv} = H$ is what you know; $H_{kv} = 1$ is called *multi-query attention*, everything between *grouped-query attention*.
@@ -290,7 +317,8 @@ def grouped_attention(q, k, v, may_attend=None):
 
     q: (N, H, L, D), k: (N, Hkv, S, D), v: (N, Hkv, S, Dv),
     may_attend: bool, broadcastable to (N, H, L, S), or None
-    → output (N, H, L, Dv), weights (N, H, L, S). ValueError if Hkv does not divide H.
+    → output (N, H, L, Dv), weights (N, H, L, S).
+    ValueError if Hkv does not divide H.
     """
     ### BEGIN SOLUTION
     H, Hkv = q.shape[1], k.shape[1]
@@ -299,7 +327,10 @@ def grouped_attention(q, k, v, may_attend=None):
     k = k.repeat_interleave(H // Hkv, dim=1)  # (N, H, S, D)
     v = v.repeat_interleave(H // Hkv, dim=1)  # (N, H, S, Dv)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # (N, H, L, S)
-    weights = torch.softmax(scores, -1) if may_attend is None else masked_softmax(scores, may_attend)
+    if may_attend is None:
+        weights = torch.softmax(scores, -1)
+    else:
+        weights = masked_softmax(scores, may_attend)
     return weights @ v, weights
     ### END SOLUTION
 
@@ -340,7 +371,10 @@ check(grouped_attention)
 q = torch.randn(2, 6, 5, 8, dtype=torch.float64)  # (N, H, L, D)
 k, v = torch.randn(2, 2, 2, 7, 8, dtype=torch.float64)  # each (N, Hkv, S, D)
 theirs = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-print(f"largest difference from torch: {(grouped_attention(q, k, v)[0] - theirs).abs().max():.1e}")
+print(
+    "largest difference from torch: "
+    f"{(grouped_attention(q, k, v)[0] - theirs).abs().max():.1e}"
+)
 
 # %% [markdown]
 # ### 6.4 A memory for keys and values
@@ -438,10 +472,12 @@ check(KVCache)
 def decode_step(q, k, v, cache, padding=None):
     """New tokens look at everything kept and at themselves, never ahead.
 
-    q: (N, H, L, D), k: (N, Hkv, L, D), v: (N, Hkv, L, Dv), of L new tokens, not yet turned.
+    q: (N, H, L, D), k: (N, Hkv, L, D), v: (N, Hkv, L, Dv), of L new tokens,
+    not yet turned.
     cache: a KVCache; it grows by L.
     padding: int64 (N,), tokens of padding on the left of each sample, or None
-    → output (N, H, L, Dv), weights (N, H, L, S), S = tokens so far, the new ones included.
+    → output (N, H, L, Dv), weights (N, H, L, S), S = tokens so far,
+    the new ones included.
     """
     ### BEGIN SOLUTION
     seen, L = len(cache), q.shape[-2]
@@ -449,7 +485,8 @@ def decode_step(q, k, v, cache, padding=None):
     keys, values = cache.append(apply_rope(k, positions), v)
     may_attend = causal_mask(L, seen + L, offset=seen, device=q.device)  # (L, S)
     if padding is not None:
-        real = torch.arange(seen + L, device=q.device) >= padding.unsqueeze(-1)  # (N, S)
+        places = torch.arange(seen + L, device=q.device)
+        real = places >= padding.unsqueeze(-1)  # (N, S)
         may_attend = may_attend & real[:, None, None, :]  # (N, 1, L, S)
     return grouped_attention(apply_rope(q, positions), keys, values, may_attend)
     ### END SOLUTION
@@ -492,42 +529,53 @@ check(decode_step)
 
 # %%
 N, L, E, H, Hkv, D = 2, 40, 48, 6, 2, 8
-wq, wk, wv = (torch.randn(E, h * D, dtype=torch.float64) / math.sqrt(E) for h in (H, Hkv, Hkv))
+wq, wk, wv = (
+    torch.randn(E, h * D, dtype=torch.float64) / math.sqrt(E) for h in (H, Hkv, Hkv)
+)
 tokens = torch.randn(N, L, E, dtype=torch.float64)
 padding = torch.tensor([0, 5])
 
 
 def project(x):
-    """Tokens (N, L, E) → queries (N, H, L, D), keys and values (N, Hkv, L, D)."""
+    """Tokens (N, L, E) → queries (N, H, L, D), keys, values (N, Hkv, L, D)."""
     return split_heads(x @ wq, H), split_heads(x @ wk, Hkv), split_heads(x @ wv, Hkv)
 
 
 def count(work):
-    """What work() gives, and how many multiplications its matrix products made."""
+    """What work() gives, and how many multiplications it took."""
     with FlopCounterMode(display=False) as counter:
         result = work()
-    return result, counter.get_total_flops() // 2  # it counts additions, too: one for each multiplication
+    # it counts additions, too: one for each multiplication
+    return result, counter.get_total_flops() // 2
 
 
 # %%
 cache, differences, again, kept = KVCache(), [], [], []
 for t in range(1, L + 1):
-    whole, works = count(lambda x=tokens[:, :t]: decode_step(*project(x), KVCache(), padding)[0])  # all t
+    all_t, newest_one = tokens[:, :t], tokens[:, t - 1 : t]
+    whole, works = count(
+        lambda x=all_t: decode_step(*project(x), KVCache(), padding)[0]
+    )
     again.append(works)
-    newest, works = count(lambda x=tokens[:, t - 1 : t]: decode_step(*project(x), cache, padding)[0])  # one
+    newest, works = count(
+        lambda x=newest_one: decode_step(*project(x), cache, padding)[0]
+    )
     kept.append(works)
     differences.append((newest - whole[:, :, -1:]).abs().max().item())
 print(f"largest difference over all {L} steps: {max(differences):.1e}")
 
 # %%
 plots.show(
-    plots.order_and_memory.work(range(1, L + 1), {"computed again": again, "with your cache": kept}),
+    plots.order_and_memory.work(
+        range(1, L + 1), {"computed again": again, "with your cache": kept}
+    ),
     alt="Left, multiplications of one step against the tokens so far, logarithmic: computed again, they rise steeply; with the "
     "cache they are far fewer and rise slowly. Right, the ratio of all steps together: it grows with the text, to more than 20 "
     "at 40 tokens.",
 )
 print(
-    f"all {L} steps: {sum(again):,} and {sum(kept):,} multiplications, {sum(again) / sum(kept):.1f} times as many"
+    f"all {L} steps: {sum(again):,} and {sum(kept):,} multiplications, "
+    f"{sum(again) / sum(kept):.1f} times as many"
 )
 print(f"your guess: {'none' if times_the_work is ... else times_the_work}")
 
@@ -546,7 +594,8 @@ print(f"your guess: {'none' if times_the_work is ... else times_the_work}")
 
 # %% nbgrader={"grade": false, "grade_id": "kv_cache_bytes", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def kv_cache_bytes(N, S, Hkv, D, layers, dtype=torch.float16):
-    """Memory for the keys and values of N texts of S tokens, with Hkv key-value heads of D features in each layer, in bytes."""
+    """Memory for the keys and values of N texts of S tokens,
+    with Hkv key-value heads of D features in each layer, in bytes."""
     ### BEGIN SOLUTION
     return 2 * layers * N * Hkv * S * D * dtype.itemsize
     ### END SOLUTION
@@ -580,11 +629,15 @@ check(kv_cache_bytes)
 # %%
 lengths = [1024 * 2**n for n in range(11)]
 sizes = {
-    f"{Hkv} key-value head{'s' * (Hkv > 1)}": [kv_cache_bytes(1, S, Hkv, D=128, layers=80) for S in lengths]
+    f"{Hkv} key-value head{'s' * (Hkv > 1)}": [
+        kv_cache_bytes(1, S, Hkv, D=128, layers=80) for S in lengths
+    ]
     for Hkv in (64, 8, 1)
 }
 plots.show(
-    plots.order_and_memory.cache_sizes(lengths, sizes, limit=("80 GiB: one large GPU", 80 * 2**30)),
+    plots.order_and_memory.cache_sizes(
+        lengths, sizes, limit=("80 GiB: one large GPU", 80 * 2**30)
+    ),
     alt="Memory against tokens, both axes logarithmic, three parallel lines for 64, 8 and 1 key-value heads, each 8 times below "
     "the one before. A level line at 80 GiB is crossed by the first at 32 768 tokens, by the second at 262 144, by the third "
     "beyond a million.",
@@ -626,7 +679,10 @@ slips = {
     "positions restart": write(forgetful_step, padding),
     "padding forgotten": write(decode_step, None),
 }
-errors = {name: (x - right)[:, :, 5:].abs().amax((0, 1, 3)).tolist() for name, x in slips.items()}
+errors = {
+    name: (x - right)[:, :, 5:].abs().amax((0, 1, 3)).tolist()
+    for name, x in slips.items()
+}
 plots.show(
     plots.order_and_memory.errors_by_step(range(5, L), errors),
     alt="The largest difference from the right output for tokens 5 to 39, logarithmic. Yours stays at rounding, below 1e-14. "
@@ -648,15 +704,18 @@ plots.show(
 # %%
 def apply_rope_to_halves(x, positions):
     """The other layout: feature i is paired with feature i + D/2."""
-    pairs = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)  # make neighbours of them
-    return torch.stack(apply_rope(pairs, positions).unflatten(-1, (-1, 2)).unbind(-1), dim=-2).flatten(-2)
+    pairs = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)  # neighbours now
+    return torch.stack(
+        apply_rope(pairs, positions).unflatten(-1, (-1, 2)).unbind(-1), dim=-2
+    ).flatten(-2)
 
 
 # %%
 places = torch.arange(L)
 q, k, _ = project(tokens)
 k = k.repeat_interleave(H // Hkv, dim=1)
-theirs = apply_rope_to_halves(q, places) @ apply_rope_to_halves(k, places).mT  # a model that was trained so
+# a model that was trained so
+theirs = apply_rope_to_halves(q, places) @ apply_rope_to_halves(k, places).mT
 order = torch.arange(D).view(2, D // 2).T.flatten()  # 0, D/2, 1, D/2 + 1, …
 print(
     "scores off by, as they are:  ",
@@ -686,10 +745,13 @@ cache = KVCache()
 decode_step(q[:, :, :5], k[:, :, :5], v[:, :, :5], cache)
 yours, _ = decode_step(q[:, :, 5:], k[:, :, 5:], v[:, :, 5:], cache)
 new, keys = apply_rope(q[:, :, 5:], torch.arange(5, 7)), apply_rope(k, torch.arange(7))
-lower_right = F.scaled_dot_product_attention(new, keys, v, attn_mask=causal_lower_right(2, 7))
+lower_right = F.scaled_dot_product_attention(
+    new, keys, v, attn_mask=causal_lower_right(2, 7)
+)
 upper_left = F.scaled_dot_product_attention(new, keys, v, is_causal=True)
 print(
-    f"causal_lower_right: {(lower_right - yours).abs().max():.0e}      is_causal: {(upper_left - yours).abs().max():.1f}"
+    f"causal_lower_right: {(lower_right - yours).abs().max():.0e}      "
+    f"is_causal: {(upper_left - yours).abs().max():.1f}"
 )
 
 # %% [markdown]
@@ -766,9 +828,11 @@ check(why_fewer_heads=why_fewer_heads)
 # %% [markdown]
 # ## Read more
 #
-# - Vaswani et al. 2017, *Attention is all you need*, section 3.5: the sinusoids, and why sine *and* cosine.
-# - Su et al. 2021, *RoFormer: Enhanced Transformer with Rotary Position Embedding*, section 3.2: turning, for two features and for many.
-# - Shazeer 2019, *Fast Transformer Decoding: One Write-Head is All You Need*, section 3: one key-value head, and why memory is what
+# - Vaswani et al. 2017, [*Attention is all you need*](https://arxiv.org/abs/1706.03762), section 3.5: the sinusoids, and why sine *and* cosine.
+# - Su et al. 2021, [*RoFormer: Enhanced Transformer with Rotary Position Embedding*](https://arxiv.org/abs/2104.09864), section 3.2: turning, for two features and for many.
+# - Shazeer 2019, [*Fast Transformer Decoding: One Write-Head is All You Need*](https://arxiv.org/abs/1911.02150), section 3: one key-value head, and why memory is what
 #   decoding waits for.
-# - Ainslie et al. 2023, *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*: groups in between.
-# - Touvron et al. 2023, *Llama 2*, appendix A.2.1: the figures used in 6.6, and what sharing cost in quality.
+# - Ainslie et al. 2023, [*GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*](https://arxiv.org/abs/2305.13245): groups in between.
+# - Touvron et al. 2023, [*Llama 2*](https://arxiv.org/abs/2307.09288), appendix A.2.1: the figures used in 6.6, and what sharing cost in quality.
+#
+# **Next:** [lesson 07, On the GPU](../07_gpu/07_gpu.ipynb). How fast is it, how fast could it be, and what holds it back?

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 07 · On the GPU
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [06, Order and memory](../06_order_and_memory/06_order_and_memory.ipynb)
+#
 # *About 75 minutes, with a good place for a break in the middle. At the end your attention runs on whatever device
 # there is, and you can say how fast it is, how fast it could be, and what holds it back. **You need no GPU**: what only
 # a GPU would show is simulated, or measured in small on your CPU.*
@@ -23,6 +25,13 @@
 # kernel; and a measure of what 16 bits do to it.
 
 # %%
+try:
+    from mha_course import check, measuring, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import math
 import statistics
 
@@ -30,7 +39,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mha_course import check, measuring, plots
 from mha_course.devices import RealDevice, SimulatedDevice
 from mha_course.progress_bar import progress_bar
 from mha_course.reference import attend, causal_mask, future_leak  # lessons 01 and 02
@@ -92,7 +100,8 @@ what_holds_it_back = ...  # your guess: "compute" or "memory"
 def pick_device(cuda=None, mps=None):
     """The fastest device there is: CUDA before MPS before the CPU.
 
-    cuda, mps: True or False, whether such a device is there; None: ask torch. → a torch.device.
+    cuda, mps: True or False, whether such a device is there; None: ask torch.
+    → a torch.device.
     """
     if cuda is None:
         cuda = torch.cuda.is_available()
@@ -148,7 +157,8 @@ print("this notebook runs on:", device)
 
 # %%
 x = torch.ones(2, 3)
-x.to("meta")  # "meta" is a device on every machine: its tensors have a shape and no numbers
+# "meta" is a device on every machine: its tensors have a shape and no numbers
+x.to("meta")
 print("after x.to('meta') alone:  ", x.device)
 x = x.to("meta")
 print("after x = x.to('meta'):    ", x.device)
@@ -161,9 +171,10 @@ print("after x = x.to('meta'):    ", x.device)
 
 # %% nbgrader={"grade": false, "grade_id": "to_device", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def to_device(batch, device):
-    """Every tensor in a batch on a device; the batch that was given stays as it is.
+    """Every tensor in a batch on a device; the batch given stays as it is.
 
-    batch: a tensor, or dicts, lists and tuples of batches, nested; anything else is passed on. → the same structure.
+    batch: a tensor, or dicts, lists and tuples of batches, nested;
+    anything else is passed on. → the same structure.
     """
     ### BEGIN SOLUTION
     if isinstance(batch, torch.Tensor):
@@ -245,7 +256,8 @@ print("and what is saved:        ", list(module.state_dict()))
 class CausalMask(nn.Module):
     """Closes the future in scores, wherever the scores are.
 
-    CausalMask(longest)(scores): (N, H, L, L), L ≤ longest → the same shape, dtype and device, −∞ where key j > query i.
+    CausalMask(longest)(scores): (N, H, L, L), L ≤ longest
+    → the same shape, dtype and device, −∞ where key j > query i.
     What it keeps moves along with the module, and is not in its state dict.
     """
 
@@ -320,7 +332,11 @@ at_once = gpu.clock()
 gpu.synchronize()  # wait here until the queue is empty
 plots.show(
     plots.gpu.timeline(
-        gpu.log, {"the clock, read at once": at_once, "the clock, after synchronize()": gpu.clock()}
+        gpu.log,
+        {
+            "the clock, read at once": at_once,
+            "the clock, after synchronize()": gpu.clock(),
+        },
     ),
     alt="Two rows over time. Python asks: three short blocks, done after 3 milliseconds. The GPU works: three long blocks one after "
     "the other, from 1 to 19 milliseconds. The clock read at once stands at 3 ms, in the middle of the first work; the clock after "
@@ -355,10 +371,13 @@ print("ms:", ", ".join(f"{1000 * t:.1f}" for t in times))
 
 # %% nbgrader={"grade": false, "grade_id": "benchmark", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def benchmark(fn, device, repeats=20, warmup=3):
-    """How long one call of fn takes, its work on the device included: the median, in seconds.
+    """How long one call of fn takes, its work on the device included:
+    the median, in seconds.
 
-    fn: called without arguments. device: device.clock() gives seconds, device.synchronize() waits for the queue.
-    repeats: how many calls are timed, each by itself. warmup: how many come before them and do not count.
+    fn: called without arguments. device: device.clock() gives seconds,
+    device.synchronize() waits for the queue.
+    repeats: how many calls are timed, each by itself.
+    warmup: how many come before them and do not count.
     """
     ### BEGIN SOLUTION
     for _ in range(warmup):
@@ -414,7 +433,10 @@ for name, seconds in (("a short sequence", 0.006), ("ten times the work", 0.060)
 
 here = RealDevice(device)
 a = torch.randn(512, 512, device=device)
-print(f"\na product of 512 × 512 on {device}: {1e6 * benchmark(lambda: a @ a, here):.0f} µs")
+print(
+    f"\na product of 512 × 512 on {device}: "
+    f"{1e6 * benchmark(lambda: a @ a, here):.0f} µs"
+)
 
 # %% [markdown]
 # And what would happen on your own device *without* the wait? Here is a stopwatch that forgets it:
@@ -427,8 +449,13 @@ class Impatient(RealDevice):
 
 
 big = torch.randn(1024, 1024, device=device)
-waits, does_not = (benchmark(lambda: big @ big, one(device)) for one in (RealDevice, Impatient))
-print(f"a product of 1024 × 1024 on {device}: {1e3 * waits:.2f} ms, without waiting {1e3 * does_not:.2f} ms")
+waits, does_not = (
+    benchmark(lambda: big @ big, one(device)) for one in (RealDevice, Impatient)
+)
+print(
+    f"a product of 1024 × 1024 on {device}: {1e3 * waits:.2f} ms, "
+    f"without waiting {1e3 * does_not:.2f} ms"
+)
 
 # %% [markdown]
 # On a CPU the two agree, up to noise: a CPU has no queue. That is why this mistake survives until the first GPU. (On a GPU the
@@ -467,7 +494,8 @@ print(f"a product of 1024 × 1024 on {device}: {1e3 * waits:.2f} ms, without wai
 
 # %% nbgrader={"grade": false, "grade_id": "attention_flops", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def attention_flops(N, H, L, D):
-    """Additions and multiplications of self-attention's two products, forward: a Python int.
+    """Additions and multiplications of self-attention's two products, forward:
+    a Python int.
 
     N samples, H heads, L tokens, D features per head.
     """
@@ -529,9 +557,11 @@ check(attention_flops)
 
 # %% nbgrader={"grade": false, "grade_id": "attention_bytes", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def attention_bytes(N, H, L, D, dtype, fused):
-    """What self-attention moves to and from memory, at the least, in bytes: a Python int.
+    """What self-attention moves to and from memory, at the least, in bytes:
+    a Python int.
 
-    N samples, H heads, L tokens, D features per head, all tensors of a dtype. fused: True or False.
+    N samples, H heads, L tokens, D features per head, all tensors of a dtype.
+    fused: True or False.
     """
     ### BEGIN SOLUTION
     numbers = 4 * N * H * L * D  # q, k, v are read, the output is written
@@ -573,7 +603,8 @@ check(attention_bytes)
 # %%
 weights_held = 16 * 16384 * 16384 * torch.bfloat16.itemsize
 print(
-    f"weights: {weights_held / 2**30:.0f} GiB; your guess: {'none' if gib_of_weights is ... else gib_of_weights}"
+    f"weights: {weights_held / 2**30:.0f} GiB; your guess: "
+    f"{'none' if gib_of_weights is ... else gib_of_weights}"
 )
 for fused in (False, True):
     moved = attention_bytes(1, 16, 16384, 128, torch.bfloat16, fused)
@@ -654,20 +685,24 @@ check(roofline)
 
 # %%
 def ceilings(device):
-    """The most that a device can do: FLOP/s of a large product, bytes/s of a large copy."""
+    """The most that a device can do: FLOP/s of a large product,
+    bytes/s of a large copy."""
     here, large = RealDevice(device), device.type == "cuda"
     n = 8192 if large else 1024
     a, b = torch.randn(2, n, n, device=device)
     flops_per_s = 2 * n**3 / benchmark(lambda: a @ b, here)
     source = torch.randn(2**28 if large else 2**24, device=device)
     target = torch.empty_like(source)
-    return flops_per_s, 2 * source.nbytes / benchmark(lambda: target.copy_(source), here)
+    return flops_per_s, 2 * source.nbytes / benchmark(
+        lambda: target.copy_(source), here
+    )
 
 
 peak_flops, peak_bandwidth = ceilings(device)
 ridge = peak_flops / peak_bandwidth
 print(
-    f"{peak_flops / 1e9:.0f} GFLOP/s, {peak_bandwidth / 1e9:.0f} GB/s: the ridge is at {ridge:.1f} FLOPs per byte"
+    f"{peak_flops / 1e9:.0f} GFLOP/s, {peak_bandwidth / 1e9:.0f} GB/s: "
+    f"the ridge is at {ridge:.1f} FLOPs per byte"
 )
 
 # %% [markdown]
@@ -679,10 +714,16 @@ lengths = [2**i for i in range(1, 12)]
 parts = {}
 for title, fused in (("with the L × L matrix", False), ("fused", True)):
     computing = [attention_flops(N, H, L, D) / peak_flops for L in lengths]
-    moving = [attention_bytes(N, H, L, D, torch.float32, fused) / peak_bandwidth for L in lengths]
+    moving = [
+        attention_bytes(N, H, L, D, torch.float32, fused) / peak_bandwidth
+        for L in lengths
+    ]
     parts[title] = {"computing": computing, "moving": moving}
 print(f"fused: compute from L = 4 · {ridge:.1f} = {4 * ridge:.0f} on")
-print(f"with the L × L matrix: at most D / 4 = {D / 4:.0f} FLOPs per byte; the ridge is at {ridge:.1f}")
+print(
+    f"with the L × L matrix: at most D / 4 = {D / 4:.0f} FLOPs per byte; "
+    f"the ridge is at {ridge:.1f}"
+)
 print("your second guess:", "none" if what_holds_it_back is ... else what_holds_it_back)
 
 # %%
@@ -719,11 +760,15 @@ plots.show(
 
 
 # %% nbgrader={"grade": false, "grade_id": "fused_attention", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def fused_attention(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+def fused_attention(
+    q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False
+):
     """Attention by F.scaled_dot_product_attention, under the course's rules.
 
-    q: (N, H, L, D), k and v: (N, H, S, D), may_attend: bool, broadcastable to (N, H, L, S), True = may look, or None
-    → (N, H, L, D). dropout_p: in training only. A query that may see nothing gets zeros.
+    q: (N, H, L, D), k and v: (N, H, S, D),
+    may_attend: bool, broadcastable to (N, H, L, S), True = may look, or None
+    → (N, H, L, D). dropout_p: in training only.
+    A query that may see nothing gets zeros.
     """
     ### BEGIN SOLUTION
     p = dropout_p if training else 0.0
@@ -732,7 +777,9 @@ def fused_attention(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_
     if is_causal:
         may_attend = may_attend & causal_mask(q.shape[-2], k.shape[-2], device=q.device)
     dead = ~may_attend.any(-1, keepdim=True)  # (…, L, 1): queries that may see nothing
-    output = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend | dead, dropout_p=p)
+    output = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=may_attend | dead, dropout_p=p
+    )
     return output.masked_fill(dead, 0.0)
     ### END SOLUTION
 
@@ -774,7 +821,10 @@ check(fused_attention)
 
 # %% tags=["not-when-graded"]
 line = progress_bar(6, "measuring")
-own = {"by hand": lambda q, k, v: attend(q, k, v)[0], "your fused_attention": fused_attention}
+own = {
+    "by hand": lambda q, k, v: attend(q, k, v)[0],
+    "your fused_attention": fused_attention,
+}
 record = measuring.measure(
     device,
     sizes=None if device.type == "cuda" else (4, 16, 64, 256, 1024),
@@ -816,8 +866,13 @@ for way, fused in (("by hand", False), ("your fused_attention", True)):
     for point in measuring.points(record, way):
         L, measured = point["L"], point["seconds"]["median"]
         moved = attention_bytes(N, H, L, D, torch.float32, fused)
-        bound, side = roofline(attention_flops(N, H, L, D), moved, peak_flops, peak_bandwidth)
-        print(f"{L:7} {1e6 * bound:11.1f} µs {1e6 * measured:7.0f} µs {measured / bound:8.1f}   {side}")
+        bound, side = roofline(
+            attention_flops(N, H, L, D), moved, peak_flops, peak_bandwidth
+        )
+        print(
+            f"{L:7} {1e6 * bound:11.1f} µs {1e6 * measured:7.0f} µs "
+            f"{measured / bound:8.1f}   {side}"
+        )
 
 # %% [markdown]
 # Where does the factor come from? By hand there are more than three kernels (the scaling is one more), and every one of them
@@ -851,12 +906,9 @@ plots.show(
 # %% tags=["not-when-graded"]
 recorded = measuring.latest_record("cuda")
 if recorded is None:
-    print(
-        "No GPU has been recorded yet, so there is no picture here. It would show the two pictures from above for a GPU,"
-    )
-    print(
-        "with lengths up to 16384. With a CUDA device:   mha-course gpu --record   (about 7 minutes) makes it."
-    )
+    print("No GPU has been recorded yet, so there is no picture here.")
+    print("It would show the two pictures from above, with lengths up to 16384.")
+    print("With a CUDA device:   mha-course gpu --record   (about 7 minutes) makes it.")
 else:
     plots.show(
         plots.gpu.attention_curves(recorded, precision="bfloat16"),
@@ -902,9 +954,11 @@ if recorded is not None:
 
 # %% nbgrader={"grade": false, "grade_id": "mixed_precision_gap", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def mixed_precision_gap(fn, x, dtype):
-    """How far fn computed in dtype is from the truth, in rounding steps of that dtype: a Python float.
+    """How far fn computed in dtype is from the truth,
+    in rounding steps of that dtype: a Python float.
 
-    fn: takes a tensor and gives a tensor, in the dtype it is given. The truth is fn in float64.
+    fn: takes a tensor and gives a tensor, in the dtype it is given.
+    The truth is fn in float64.
     inf if anything in the low result is not finite.
     """
     ### BEGIN SOLUTION
@@ -973,11 +1027,24 @@ def over_the_queries(x):
 
 
 truth = self_attention(x)
-for name, fn in (("right, in bfloat16   ", self_attention), ("wrong, in bfloat16   ", over_the_queries)):
+for name, fn in (
+    ("right, in bfloat16   ", self_attention),
+    ("wrong, in bfloat16   ", over_the_queries),
+):
     result = fn(x.to(torch.bfloat16)).double()
-    usual, generous = torch.allclose(result, truth), torch.allclose(result, truth, atol=0.1)
-    steps = (result - truth).abs().max() / truth.abs().max() / torch.finfo(torch.bfloat16).eps
-    print(f"{name} usual tolerance: {usual!s:5}   within 0.1: {generous!s:5}   off by {steps:.0f} steps")
+    usual, generous = (
+        torch.allclose(result, truth),
+        torch.allclose(result, truth, atol=0.1),
+    )
+    steps = (
+        (result - truth).abs().max()
+        / truth.abs().max()
+        / torch.finfo(torch.bfloat16).eps
+    )
+    print(
+        f"{name} usual tolerance: {usual!s:5}   within 0.1: {generous!s:5}   "
+        f"off by {steps:.0f} steps"
+    )
 
 # %% [markdown]
 # ### −1e9 in float16
@@ -992,7 +1059,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     except RuntimeError as error:
         print(dtype, "RuntimeError:", error)
 print(
-    torch.float16, torch.zeros(1, 2, dtype=torch.float16).masked_fill(closed, -math.inf).tolist(), "with −∞"
+    torch.float16,
+    torch.zeros(1, 2, dtype=torch.float16).masked_fill(closed, -math.inf).tolist(),
+    "with −∞",
 )
 
 # %% [markdown]
@@ -1013,7 +1082,10 @@ def scaled_first(x):
 
 large = 50 * torch.randn(2, 8, 64, dtype=torch.float64)
 for fn in (scaled_last, scaled_first):
-    gaps = [mixed_precision_gap(fn, large, dtype) for dtype in (torch.bfloat16, torch.float16)]
+    gaps = [
+        mixed_precision_gap(fn, large, dtype)
+        for dtype in (torch.bfloat16, torch.float16)
+    ]
     print(f"{fn.__name__:13} bfloat16 {gaps[0]:5.1f}   float16 {gaps[1]:5.1f} steps")
 
 # %% [markdown]
@@ -1025,24 +1097,34 @@ for fn in (scaled_last, scaled_first):
 
 # %%
 def careless(q, k, v, dropout_p, training):
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=training)
+    return F.scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout_p, is_causal=training
+    )
 
 
 ways = {
     "careless, training": lambda q, k, v: careless(q, k, v, 0.0, training=True),
     "careless, in use": lambda q, k, v: careless(q, k, v, 0.0, training=False),
-    "yours, in use": lambda q, k, v: fused_attention(q, k, v, training=False, is_causal=True),
+    "yours, in use": lambda q, k, v: fused_attention(
+        q, k, v, training=False, is_causal=True
+    ),
 }
 tokens = torch.randn(6, 8, dtype=torch.float64)  # (L, E)
 for name, attention in ways.items():
-    leak = future_leak(lambda x, attention=attention: attention(*[x[None, None]] * 3)[0, 0], tokens)  # (L, L)
+
+    def one(x, attention=attention):
+        return attention(*[x[None, None]] * 3)[0, 0]
+
+    leak = future_leak(one, tokens)  # (L, L)
     print(f"{name:20} largest dependence on the future: {leak.triu(1).max():.3f}")
 
 # %%
 q = torch.randn(1, 2, 6, 8)
 same = careless(q, q, q, 0.1, False).equal(careless(q, q, q, 0.1, False))
 print("careless, in use: the same input twice gives the same output:", same)
-same = fused_attention(q, q, q, dropout_p=0.1).equal(fused_attention(q, q, q, dropout_p=0.1))
+same = fused_attention(q, q, q, dropout_p=0.1).equal(
+    fused_attention(q, q, q, dropout_p=0.1)
+)
 print("yours, in use:    the same input twice gives the same output:", same)
 
 # %% [markdown]
@@ -1086,12 +1168,23 @@ print(f"median of twenty:           {timed(20, 3, True, statistics.median):6.1f}
 from torch.utils.flop_counter import FlopCounterMode
 
 q, k, v = torch.randn(3, 2, 3, 5, 8, dtype=torch.float64)  # (N, H, L, D) each
-print("largest difference:       ", (fused_attention(q, k, v) - attend(q, k, v)[0]).abs().max().item())
+print(
+    "largest difference:       ",
+    (fused_attention(q, k, v) - attend(q, k, v)[0]).abs().max().item(),
+)
 closed = CausalMask(5)(q @ k.mT / math.sqrt(8)).softmax(-1) @ v
-print("largest difference, causal:", (fused_attention(q, k, v, is_causal=True) - closed).abs().max().item())
+print(
+    "largest difference, causal:",
+    (fused_attention(q, k, v, is_causal=True) - closed).abs().max().item(),
+)
 with FlopCounterMode(display=False) as counter:
     attend(q, k, v)
-print("FLOPs: torch counts", counter.get_total_flops(), "and you", attention_flops(2, 3, 5, 8))
+print(
+    "FLOPs: torch counts",
+    counter.get_total_flops(),
+    "and you",
+    attention_flops(2, 3, 5, 8),
+)
 
 # %% [markdown]
 # **Which kernel?** `F.scaled_dot_product_attention` chooses one of several **backends**. `sdpa_kernel` narrows the choice; what
@@ -1137,7 +1230,13 @@ with torch.autocast(device.type, dtype=torch.bfloat16):
     tokens = torch.randn(2, 5, 8, device=device)
     scores = tokens @ tokens.mT
     weights = torch.softmax(scores, dim=-1)
-print("tokens:", tokens.dtype, "  scores:", scores.dtype, f"  weights: {weights.dtype} on {device}")
+print(
+    "tokens:",
+    tokens.dtype,
+    "  scores:",
+    scores.dtype,
+    f"  weights: {weights.dtype} on {device}",
+)
 
 # %% [markdown]
 # ## Recap
@@ -1215,10 +1314,13 @@ check(which_sixteen_bits=which_sixteen_bits)
 # %% [markdown]
 # ## Read more
 #
-# - Williams, Waterman and Patterson 2009, *Roofline: an insightful visual performance model for multicore architectures*: the picture,
+# - Williams, Waterman and Patterson 2009, [*Roofline: an insightful visual performance model for multicore architectures*](https://doi.org/10.1145/1498765.1498785): the picture,
 #   by those who first drew it.
-# - Dao, Fu, Ermon, Rudra and Ré 2022, *FlashAttention*, sections 2 and 3.1: attention's bytes, counted as you did, and what to do about
+# - Dao, Fu, Ermon, Rudra and Ré 2022, [*FlashAttention*](https://arxiv.org/abs/2205.14135), sections 2 and 3.1: attention's bytes, counted as you did, and what to do about
 #   them.
-# - Micikevicius et al. 2018, *Mixed precision training*, section 3: what goes wrong in float16, and three remedies.
-# - PyTorch's notes *CUDA semantics*, "Asynchronous execution", and *Numerical accuracy*.
+# - Micikevicius et al. 2018, [*Mixed precision training*](https://arxiv.org/abs/1710.03740), section 3: what goes wrong in float16, and three remedies.
+# - PyTorch's notes [*CUDA semantics*](https://docs.pytorch.org/docs/stable/notes/cuda.html#asynchronous-execution), "Asynchronous execution", and
+#   [*Numerical accuracy*](https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html).
 # - `mha_course/reference/gpu.py` and `mha_course/devices.py`: the course's own answers, and the simulated GPU.
+#
+# **Next:** [lesson 08, Without the L × L matrix](../08_without_the_matrix/08_without_the_matrix.ipynb). Exact attention, and the big matrix never exists.

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 08 · Without the L × L matrix
 #
+# [All lessons](../00_start_here/00_start_here.ipynb#All-lessons) · before this one: [07, On the GPU](../07_gpu/07_gpu.ipynb)
+#
 # *About 60 minutes. At the end you have written FlashAttention in plain PyTorch, forwards and backwards, exact to rounding, and the
 # L × L matrix never existed.*
 #
@@ -21,12 +23,18 @@
 # three small functions that change a score, for torch's FlexAttention.
 
 # %%
+try:
+    from mha_course import check, flex, plots
+except ModuleNotFoundError as missing:
+    says = "The course is not installed here. In its folder: python3 -m mha_course lab"
+    missing._render_traceback_ = lambda: [says]
+    raise
+
 import math
 
 import torch
 import torch.nn.functional as F
 
-from mha_course import check, flex, plots
 from mha_course.counting import peak_bytes
 from mha_course.reference import attend, causal_mask, padding_mask
 from mha_course.watching import score_tiles
@@ -44,7 +52,9 @@ _ = torch.manual_seed(0)
 # %%
 for L in (1024, 4096, 16384, 65536):
     print(
-        f"L = {L:6,}:  q, k, v and output of all heads {4 * 4 * 32 * L * 128 / 2**30:5.2f} GiB,  the scores {4 * 32 * L**2 / 2**30:7.2f} GiB"
+        f"L = {L:6,}:  q, k, v and output of all heads "
+        f"{4 * 4 * 32 * L * 128 / 2**30:5.2f} GiB,  "
+        f"the scores {4 * 32 * L**2 / 2**30:7.2f} GiB"
     )
 
 # %% [markdown]
@@ -90,7 +100,8 @@ times_the_memory = ...  # your guess
 
 # %% nbgrader={"grade": false, "grade_id": "online_softmax", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def online_softmax(blocks):
-    """Maximum and sum of exponentials of rows that pass by in blocks, each seen once.
+    """Maximum and sum of exponentials of rows that pass by in blocks,
+    each seen once.
 
     blocks: tensors (..., any length), the pieces of the rows in order
     → maximum (...), sum of exp(x - maximum) (...).
@@ -160,7 +171,8 @@ check(online_softmax)
 def logsumexp_merge(out_a, lse_a, out_b, lse_b):
     """Attention over all keys, from the attention over each of two halves.
 
-    out_a, out_b: (N, H, L, Dv), lse_a, lse_b: (N, H, L), log of the sum of exponentials,
+    out_a, out_b: (N, H, L, Dv),
+    lse_a, lse_b: (N, H, L), log of the sum of exponentials,
     -inf where nothing may be seen
     → output (N, H, L, Dv), lse (N, H, L).
     """
@@ -222,9 +234,9 @@ check(logsumexp_merge)
 # By hand, one query, scores $0, \log 3 \mid \log 4$, values $8, 0 \mid 2$:
 #
 # ```text
-#     first block     m = log 3    sum = 1/3 + 1 = 4/3            a = 8/3
-#     second block    m = log 4    sum = 4/3 · 3/4 + 1 = 2        a = 8/3 · 3/4 + 2 = 4
-#     output = 4 / 2 = 2           lse = log 4 + log 2 = log 8
+#     first block    m = log 3    sum = 1/3 + 1 = 4/3       a = 8/3
+#     second block   m = log 4    sum = 4/3 · 3/4 + 1 = 2   a = 8/3 · 3/4 + 2 = 4
+#     output = 4 / 2 = 2          lse = log 4 + log 2 = log 8
 # ```
 #
 # Directly: the weights are $\tfrac18, \tfrac38, \tfrac48$, and $\tfrac88 + 0 + \tfrac88 = 2$.
@@ -235,7 +247,7 @@ check(logsumexp_merge)
 
 # %% nbgrader={"grade": false, "grade_id": "flash_forward", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def flash_forward(q, k, v, block_size, may_attend=None):
-    """Exact attention, a tile of at most block_size × block_size scores at a time.
+    """Exact attention, a tile of block_size × block_size scores at a time.
 
     q: (N, H, L, D), k: (N, H, S, D), v: (N, H, S, Dv),
     may_attend: bool, broadcastable to (N, H, L, S), or None
@@ -244,7 +256,8 @@ def flash_forward(q, k, v, block_size, may_attend=None):
     ### BEGIN SOLUTION
     L, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
     if may_attend is not None:
-        may_attend = may_attend.expand(*may_attend.shape[:-2], L, S)  # a view: nothing is copied
+        # a view: nothing is copied
+        may_attend = may_attend.expand(*may_attend.shape[:-2], L, S)
     outputs, lses = [], []
     for i in range(0, L, block_size):
         rows = q[..., i : i + block_size, :] / math.sqrt(D)  # (N, H, B, D)
@@ -326,26 +339,37 @@ plots.show(
 # How far is it from the direct formula, with masks and a query that may see nothing? And is the memory what you expected?
 
 # %%
-q, k, v = (torch.randn(2, 3, n, d, dtype=torch.float64) for n, d in ((50, 8), (70, 8), (70, 6)))
+q, k, v = (
+    torch.randn(2, 3, n, d, dtype=torch.float64) for n, d in ((50, 8), (70, 8), (70, 6))
+)
 masks = {
     "no mask": None,
     "causal": causal_mask(50, 70),
     "padding": padding_mask(torch.tensor([70, 41]), 70).unsqueeze(1),
-    "a dead row": (torch.rand(2, 3, 50, 70) < 0.5).index_fill(2, torch.tensor([7]), False),
+    "a dead row": (torch.rand(2, 3, 50, 70) < 0.5).index_fill(
+        2, torch.tensor([7]), False
+    ),
 }
 for name, mask in masks.items():
     scores = q @ k.mT / math.sqrt(8)
     scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
     direct = torch.softmax(scores, -1).nan_to_num() @ v
-    print(f"{name:12} largest difference {(flash_forward(q, k, v, 16, mask)[0] - direct).abs().max():.1e}")
+    print(
+        f"{name:12} largest difference "
+        f"{(flash_forward(q, k, v, 16, mask)[0] - direct).abs().max():.1e}"
+    )
 
 # %% tags=["not-when-graded"]
 lengths, D, block = (512, 1024, 2048, 4096, 8192), 32, 256
 peaks = {"attend": [], "your flash_forward": []}
 for L in lengths:
     q, k, v = torch.randn(3, 1, 1, L, D)  # float32
-    peaks["attend"].append(peak_bytes(lambda q=q, k=k, v=v: attend(q[0], k[0], v[0])[0]))
-    peaks["your flash_forward"].append(peak_bytes(lambda q=q, k=k, v=v: flash_forward(q, k, v, block)))
+    peaks["attend"].append(
+        peak_bytes(lambda q=q, k=k, v=v: attend(q[0], k[0], v[0])[0])
+    )
+    peaks["your flash_forward"].append(
+        peak_bytes(lambda q=q, k=k, v=v: flash_forward(q, k, v, block))
+    )
 plots.show(
     plots.without_the_matrix.memory(lengths, peaks),
     alt="Memory at its highest against L, both axes logarithmic. attend rises by four when L doubles, up to 1 GiB at 8192. "
@@ -353,7 +377,8 @@ plots.show(
 )
 ratio = peaks["attend"][-1] / peaks["your flash_forward"][-1]
 print(
-    f"at L = {L}: {ratio:.0f} times as much; your guess: {'none' if times_the_memory is ... else times_the_memory}"
+    f"at L = {L}: {ratio:.0f} times as much; your guess: "
+    f"{'none' if times_the_memory is ... else times_the_memory}"
 )
 
 # %% [markdown]
@@ -382,7 +407,8 @@ print(
 def flash_backward(q, k, v, output, lse, grad_output, block_size, may_attend=None):
     """The gradients of flash_forward; every tile of weights is computed again.
 
-    q, k, v, block_size, may_attend: as for flash_forward. output, lse: what it gave.
+    q, k, v, block_size, may_attend: as for flash_forward.
+    output, lse: what it gave.
     grad_output: (N, H, L, Dv)
     → gradients of q, k and v, shaped like them.
     """
@@ -390,7 +416,11 @@ def flash_backward(q, k, v, output, lse, grad_output, block_size, may_attend=Non
     L, S, scale = q.shape[-2], k.shape[-2], q.shape[-1] ** -0.5
     if may_attend is not None:
         may_attend = may_attend.expand(*may_attend.shape[:-2], L, S)
-    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grad_q, grad_k, grad_v = (
+        torch.zeros_like(q),
+        torch.zeros_like(k),
+        torch.zeros_like(v),
+    )
     delta = (grad_output * output).sum(-1, keepdim=True)  # (N, H, L, 1)
     safe = lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)  # (N, H, L, 1)
     for i in range(0, L, block_size):
@@ -448,7 +478,7 @@ check(flash_backward)
 
 # %%
 def without_rescaling(q, k, v, block_size):
-    """Sums and outputs are added up, each relative to its own block's maximum."""
+    """Sums and outputs added up, each relative to its own block's maximum."""
     total, acc = 0, 0
     for keys, values in zip(k.split(block_size, -2), v.split(block_size, -2)):
         scores = q @ keys.mT / math.sqrt(q.shape[-1])
@@ -458,7 +488,7 @@ def without_rescaling(q, k, v, block_size):
 
 
 def averaged(q, k, v, block_size):
-    """Attention to each block of keys by itself, then the mean of the results."""
+    """Attention to each block of keys by itself, then the mean of them."""
     parts = zip(k.split(block_size, -2), v.split(block_size, -2))
     return torch.stack([attend(q, keys, values)[0] for keys, values in parts]).mean(0)
 
@@ -471,7 +501,10 @@ ways = {
     "not rescaled": lambda size: without_rescaling(q, k, v, size),
     "averaged": lambda size: averaged(q, k, v, size),
 }
-errors = {name: [(way(64 // n) - right).abs().max().item() for n in blocks] for name, way in ways.items()}
+errors = {
+    name: [(way(64 // n) - right).abs().max().item() for n in blocks]
+    for name, way in ways.items()
+}
 plots.show(
     plots.without_the_matrix.errors_by_blocks(blocks, errors),
     alt="Largest error against the number of blocks, both axes logarithmic. Yours stays near 1e-15 throughout. Not rescaled and "
@@ -535,7 +568,8 @@ check(causal)
 
 # %% nbgrader={"grade": false, "grade_id": "sliding_window", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def sliding_window(score, n, h, i, j, width):
-    """Query i sees itself and the width - 1 keys before it: the score there, -inf elsewhere."""
+    """Query i sees itself and the width - 1 keys before it:
+    the score there, -inf elsewhere."""
     ### BEGIN SOLUTION
     return torch.where((j <= i) & (i - j < width), score, -torch.inf)
     ### END SOLUTION
@@ -578,7 +612,8 @@ check(sliding_window)
 
 # %% nbgrader={"grade": false, "grade_id": "alibi", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def alibi(score, n, h, i, j, H):
-    """Distance costs: head h takes 2^(-8(h + 1)/H) off the score for each place between i and j."""
+    """Distance costs: head h takes 2^(-8(h + 1)/H) off the score for each
+    place between i and j."""
     ### BEGIN SOLUTION
     slope = torch.exp2(-8 * (h + 1) / H)
     return score - slope * (i - j).abs()
@@ -622,7 +657,9 @@ changed = {
     "ALiBi, head 0 of 4": alibi(scores, zero, zero, i, j, 4),
 }
 plots.show(
-    plots.heat_maps({name: torch.softmax(x, -1) for name, x in changed.items()}, largest=0.6),
+    plots.heat_maps(
+        {name: torch.softmax(x, -1) for name, x in changed.items()}, largest=0.6
+    ),
     alt="Three heat maps of weights, 10 queries by 10 keys. Causal: the lower left triangle. Sliding window: a band of four keys "
     "ending on the diagonal. ALiBi: brightest near the diagonal, fading to both sides.",
 )
@@ -637,7 +674,9 @@ i, j = torch.arange(40).unsqueeze(1), torch.arange(40)
 slopes = torch.exp2(-8 * (torch.arange(H) + 1) / H).view(H, 1, 1)
 explicit = {
     "causal": flash_forward(q, k, v, 16, causal_mask(40, 40))[0],
-    "window": flash_forward(q, k, v, 16, causal_mask(40, 40) & ~causal_mask(40, 40, offset=-7))[0],
+    "window": flash_forward(
+        q, k, v, 16, causal_mask(40, 40) & ~causal_mask(40, 40, offset=-7)
+    )[0],
     "ALiBi": torch.softmax(q @ k.mT / 4 - slopes * (i - j).abs(), -1) @ v,
 }
 mods = {
@@ -646,7 +685,10 @@ mods = {
     "ALiBi": lambda score, n, h, i, j: alibi(score, n, h, i, j, H),
 }
 for name, mod in mods.items():
-    print(f"{name:8} largest difference {(flex.eager(q, k, v, mod) - explicit[name]).abs().max():.1e}")
+    print(
+        f"{name:8} largest difference "
+        f"{(flex.eager(q, k, v, mod) - explicit[name]).abs().max():.1e}"
+    )
 
 # %% [markdown]
 # That was FlexAttention run eagerly: right, and with the matrix. Its point is to be *compiled*: then your function becomes a part of
@@ -654,11 +696,16 @@ for name, mod in mods.items():
 # you decide. Where compiling is not possible, it runs eagerly and says why.
 
 # %% tags=["not-when-graded"]
-compile_it = torch.cuda.is_available()  # True works on a CPU, too, if there is a C++ compiler
-inputs = [x.float().to("cuda" if torch.cuda.is_available() else "cpu") for x in (q, k, v)]
+# True works on a CPU, too, if there is a C++ compiler
+compile_it = torch.cuda.is_available()
+device = "cuda" if torch.cuda.is_available() else "cpu"
+inputs = [x.float().to(device) for x in (q, k, v)]
 output, which_way = flex.attention(*inputs, mods["ALiBi"], compiled=compile_it)
 print(which_way)
-print(f"ALiBi    largest difference {(output.cpu() - explicit['ALiBi']).abs().max():.1e}  (float32)")
+print(
+    f"ALiBi    largest difference "
+    f"{(output.cpu() - explicit['ALiBi']).abs().max():.1e}  (float32)"
+)
 
 # %% [markdown]
 # ## In PyTorch
@@ -683,21 +730,37 @@ class Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        return (*flash_backward(*ctx.saved_tensors, grad_output, *ctx.others), None, None)
+        return (
+            *flash_backward(*ctx.saved_tensors, grad_output, *ctx.others),
+            None,
+            None,
+        )
 
 
 # %%
-small = [torch.randn(1, 2, n, 3, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7)]
+small = [
+    torch.randn(1, 2, n, 3, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7)
+]
 print(
-    "gradcheck:", torch.autograd.gradcheck(lambda q, k, v: Flash.apply(q, k, v, 3, causal_mask(5, 7)), small)
+    "gradcheck:",
+    torch.autograd.gradcheck(
+        lambda q, k, v: Flash.apply(q, k, v, 3, causal_mask(5, 7)), small
+    ),
 )
 
-q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 4, 100, 16, dtype=torch.float64))
+q, k, v = (
+    x.requires_grad_() for x in torch.randn(3, 2, 4, 100, 16, dtype=torch.float64)
+)
 yours, theirs = Flash.apply(q, k, v, 32, None), F.scaled_dot_product_attention(q, k, v)
 weight = torch.randn_like(yours)
-gradients = [torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (yours, theirs)]
+gradients = [
+    torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (yours, theirs)
+]
 print(f"output:    largest difference from torch {(yours - theirs).abs().max():.1e}")
-print(f"gradients: largest difference from torch {max((a - b).abs().max() for a, b in zip(*gradients)):.1e}")
+print(
+    "gradients: largest difference from torch "
+    f"{max((a - b).abs().max() for a, b in zip(*gradients)):.1e}"
+)
 
 # %% [markdown]
 # ## Recap
@@ -773,10 +836,12 @@ check(what_it_costs=what_it_costs)
 # %% [markdown]
 # ## Read more
 #
-# - Milakov and Gimelshein 2018, *Online normalizer calculation for softmax*, section 3: exercise 8.1 as an algorithm, with a proof.
-# - Dao et al. 2022, *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*, algorithms 1 and 4, and
+# - Milakov and Gimelshein 2018, [*Online normalizer calculation for softmax*](https://arxiv.org/abs/1805.02867), section 3: exercise 8.1 as an algorithm, with a proof.
+# - Dao et al. 2022, [*FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*](https://arxiv.org/abs/2205.14135), algorithms 1 and 4, and
 #   theorem 2: how much less has to be fetched.
-# - Dao 2023, *FlashAttention-2*, section 3.1: dividing once, and keeping lse alone.
-# - Rabe and Staats 2021, *Self-attention Does Not Need O(n²) Memory*: the same thought in plain array code.
-# - Press et al. 2022, *Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation*, section 3: ALiBi.
-# - Beltagy et al. 2020, *Longformer*, section 3.1: the sliding window.
+# - Dao 2023, [*FlashAttention-2*](https://arxiv.org/abs/2307.08691), section 3.1: dividing once, and keeping lse alone.
+# - Rabe and Staats 2021, [*Self-attention Does Not Need O(n²) Memory*](https://arxiv.org/abs/2112.05682): the same thought in plain array code.
+# - Press et al. 2022, [*Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation*](https://arxiv.org/abs/2108.12409), section 3: ALiBi.
+# - Beltagy et al. 2020, [*Longformer*](https://arxiv.org/abs/2004.05150), section 3.1: the sliding window.
+#
+# **That was the last lesson.** [All lessons](../00_start_here/00_start_here.ipynb#All-lessons)
