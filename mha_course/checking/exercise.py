@@ -251,7 +251,7 @@ class Exercise:
 
     def __post_init__(self):
         whose = f"exercise {self.name!r}"
-        _demand(bool(re.fullmatch(r"\d+\.\d+", self.number)), whose, f"{self.number!r} is no number like 1.3")
+        _demand(bool(re.fullmatch(r"\w+\.\d+", self.number)), whose, f"{self.number!r} is no number like 1.3")
         _demand(bool(self.returns), whose, "it does not say what is returned")
         _demand(bool(self.cases), whose, "it has no case")
         _demand(self.seconds > 0, whose, "it has no time")
