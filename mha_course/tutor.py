@@ -317,7 +317,7 @@ def _not_there(item: Exercise | Question) -> Report:
             )
         hint = "Run that cell (Shift+Enter), then this one."
     elif close:
-        lines = (f"There is a {close}: is that your answer? This exercise wants the name {name}.",)
+        lines = (f"There is `{close}`: is that your answer? This exercise wants the name {name}.",)
         hint = "Correct the name, run its cell again, then this one."
     else:
         lines = (f"Run the cell that defines {name} first (Shift+Enter), then this one.",)

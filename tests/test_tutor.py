@@ -313,7 +313,7 @@ def test_an_answer_that_is_not_there_is_told_why():
         (
             "def sclaed(x):\n    return x",
             "check(scaled)",
-            "There is a sclaed",
+            "There is `sclaed`",
             "wants the name scaled",
         ),
         ("'b'", "check(why_root=None)", "A letter alone is kept nowhere", 'why_root = "a"'),
