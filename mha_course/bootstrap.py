@@ -175,10 +175,8 @@ def install(extras: tuple[str, ...], lacking: list[Problem]) -> None:
     uv = installing.find_uv()
 
     anew = ["--force-reinstall"] if state == "unfinished" else []  # what is half installed cannot be trusted
-    torch, others = (
-        needs.torch_arguments(),
-        [line for line in needs.requirements(extras) if needs.split(line)[0] != "torch"],
-    )
+    torch = needs.torch_arguments()
+    others = [line for line in needs.requirements(extras) if needs.split(line)[0] != "torch"]
     say(f"[2/4] PyTorch, the biggest part: {shlex.join(torch)}")
     if needs.other_torch():
         installing.fill(uv, *(["--force-reinstall"] if anew or torch_replaced() else []), *torch)
