@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
 
+from ._properties import a_number, of_shape
+
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 INF = torch.inf
 
@@ -290,6 +292,8 @@ def move_dict_of_anything(batch, device):
 
 def what_has_moved(inputs, value):
     """Which of the batch's tensors are where they should be."""
+    if isinstance(value, Tensor) != isinstance(inputs["batch"], Tensor):
+        return None
     places = [str(x.device) for x in tree_leaves(value) if isinstance(x, Tensor)]
     wanted = str(inputs["device"])
     if not places or set(places) == {wanted}:
@@ -595,11 +599,10 @@ def longest(L):
     return {"longest": L}
 
 
+@of_shape(lambda inputs: inputs["scores"].shape, infinite=True)
 def future_is_closed(inputs, value):
     scores = inputs["scores"]
     future = ~triangle(scores.shape[-1])
-    if value.shape != scores.shape:
-        return None
     if bool((value == -INF).all(-1).any()):
         return "There is a row of yours that is −∞ from end to end. Every query may at least look at itself."
     if not bool((value[..., future] == -INF).all()):
@@ -920,9 +923,8 @@ def almost_nothing(value, inputs):
     return {"seconds": -1.0 if 0 < value < 1e-4 else value}
 
 
+@a_number
 def plausible(inputs, value):
-    if not isinstance(value, float):
-        return None
     truth = {"simulated_gpu": 6.3e-3, "simulated_slow_gpu": 85e-3, "simulated_busy_host": 5e-3}[
         inputs["device"].name
     ]
@@ -931,6 +933,8 @@ def plausible(inputs, value):
             f"On this simulated GPU one call takes {1000 * truth:g} ms, launching included; you measured less: something was "
             "still in the queue when you read the clock."
         )
+    if value <= 1.01 * truth:
+        return None
     return (
         f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you measured more: "
         "calls that are slow for another reason were counted."

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import a_number, of_shape
+
 FLOAT32 = torch.float32
 
 
@@ -235,10 +237,15 @@ def draw_heads(draw, dtype=torch.float64, N=2, L=5, S=7, H=3, D=4, E=None):
     }
 
 
+an_output_and_weights = of_shape(
+    lambda inputs: inputs["q"].shape,
+    lambda inputs: (len(inputs["q"]), inputs["H"], inputs["q"].shape[1], inputs["k"].shape[1]),
+)
+
+
+@an_output_and_weights
 def rows_of_each_head(inputs, value):
     weights = value[1].double()
-    if bool(weights.isnan().any()):
-        return None
     sums = {d: weights.sum(d) for d in range(weights.dim())}
     # a row that may see nothing sums to 0
     if bool(((sums[weights.dim() - 1] - 1).abs().minimum(sums[weights.dim() - 1].abs()) < 1e-4).all()):
@@ -250,10 +257,11 @@ def rows_of_each_head(inputs, value):
     return "The rows of your weights should sum to 1, for every head and every query."
 
 
+@an_output_and_weights
 def heads_stay_apart(inputs, value):
     """Output features h·D … of a right answer are mixtures of the values' same features."""
     v, output = inputs["v"], value[0]
-    low, high = v.amin(-2, keepdim=True) - 1e-6, v.amax(-2, keepdim=True) + 1e-6
+    low, high = v.amin(-2, keepdim=True) - 1e-4, v.amax(-2, keepdim=True) + 1e-4
     if inputs.get("may_attend") is not None or not bool(((output < low) | (output > high)).any()):
         return None
     return (
@@ -562,10 +570,16 @@ def cut_with_float_size(x, H):
     return x.view(N, L, H, E / H).transpose(1, 2)
 
 
+@of_shape(
+    lambda inputs: (
+        *(len(inputs["x"]), inputs["H"]),
+        *(inputs["x"].shape[1], inputs["x"].shape[2] // inputs["H"]),
+    )
+)
 def is_split(inputs, value):
     x, H = inputs["x"], inputs["H"]
-    N, L, E = x.shape
-    if value.shape != (N, H, L, E // H) or value.dtype != x.dtype:
+    N, L, _ = x.shape
+    if torch.equal(value, cut_and_turn(x, H)):
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Splitting only moves numbers; in yours some are new, changed or missing."
@@ -760,10 +774,13 @@ def merge_into_table(x):
     return table
 
 
+@of_shape(
+    lambda inputs: (len(inputs["x"]), inputs["x"].shape[2], inputs["x"].shape[1] * inputs["x"].shape[3])
+)
 def is_merged(inputs, value):
     x = inputs["x"]
-    N, H, L, D = x.shape
-    if value.shape != (N, L, H * D) or value.dtype != x.dtype:
+    N, _, L, _ = x.shape
+    if torch.equal(value, x.transpose(1, 2).flatten(2)):
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Merging only moves numbers; in yours some are new, changed or missing."
@@ -1568,6 +1585,7 @@ def sizes(E, H, bias):
     return lambda draw: {"E": E, "H": H, "bias": bias}
 
 
+@a_number
 def grows_with_heads(inputs, value):
     E, bias = inputs["E"], inputs["bias"]
     right = 4 * E * E + 4 * E * bias
@@ -1759,9 +1777,8 @@ def never_the_same_key(draw):
     return {"weights": weights}
 
 
+@of_shape(lambda inputs: (inputs["weights"].shape[1],) * 2)
 def is_a_distance(inputs, value):
-    if value.shape != (inputs["weights"].shape[1],) * 2:
-        return None
     if bool((value.diagonal().abs() > 1e-6).any()):
         return "The diagonal should be 0: a head looks exactly like itself."
     if bool(((value - value.mT).abs() > 1e-6).any()):

@@ -10,6 +10,8 @@ import torch
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 INF = torch.inf
 
@@ -619,14 +621,17 @@ def with_a_dead_row(draw):
     return mask
 
 
-def sums(inputs, value):
-    open_ = inputs["may_attend"].expand_as(value).any(-1)
-    if bool(value.isnan().any()):
-        return "NaN appears: a softmax over a row of nothing but −∞ is 0/0."
-    if bool((value.double().sum(-1)[open_] - 1).abs().max() > 1e-3):
-        return "Rows that may look at something do not sum to 1."
-    if bool(value.masked_fill(inputs["may_attend"].expand_as(value), 0).abs().max() > 1e-6):
-        return "Some weight goes to where nobody may look."
+@of_shape(lambda inputs: inputs["scores"].shape)
+def rows_and_holes(inputs, value):
+    mask = inputs["may_attend"].expand_as(value)
+    alive = mask.any(-1)
+    if bool(((value.double().sum(-1) - 1).abs() > 1e-3)[alive].any()):
+        return "Rows that may look at something should sum to 1; some of yours do not."
+    lost = value.masked_fill(mask, 0)[alive].abs()
+    if bool((lost > 0).any()):
+        return f"Some weight (up to {float(lost.max()):.1g}) goes to keys that are closed; it should be exactly 0."
+    if bool((value != 0)[~alive].any()):
+        return "A row that may look at nothing should be zeros; yours has weights in it."
     return None
 
 
@@ -780,7 +785,7 @@ MASKED_SOFTMAX = Exercise(
             hint=3,
         ),
     ),
-    properties=(Property("rows", sums, hint=2),),
+    properties=(Property("rows and holes", rows_and_holes, hint=2),),
     styles=(
         Style("in parts", softmax_parts()),
         # masked_fill's own gradient is exactly 0 where it filled: the NaN cannot pass it

@@ -12,6 +12,8 @@ from torch import nn
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 
 # `torch.sqrt(torch.tensor(D))` is a float32 number and a right answer. In the float64 cases D is a square
@@ -295,18 +297,16 @@ def partly_closed(draw):
     return {"x": x.masked_fill(~draw.mask(2, 5, 4), -torch.inf), "dim": -1}
 
 
-def sums_along(dim_name):
-    def fails(inputs, value):
-        sums = value.double().sum(inputs["dim"])
-        if bool((sums - 1).abs().max() < 1e-2):
-            return None
-        others = [d for d in range(value.dim()) if d != inputs["dim"] % value.dim()]
-        for d in others:
-            if bool((value.double().sum(d) - 1).abs().max() < 1e-2):
-                return f"Your numbers sum to 1 along dimension {d}; asked for was dim={inputs['dim']}."
-        return "Along `dim` your numbers do not sum to 1: what are the exponentials divided by?"
-
-    return Property(dim_name, fails, hint=2)
+@of_shape(lambda inputs: inputs["x"].shape)
+def sums_along_dim(inputs, value):
+    sums = value.double().sum(inputs["dim"])
+    if bool((sums - 1).abs().max() < 1e-2):
+        return None
+    others = [d for d in range(value.dim()) if d != inputs["dim"] % value.dim()]
+    for d in others:
+        if bool((value.double().sum(d) - 1).abs().max() < 1e-2):
+            return f"Your numbers sum to 1 along dimension {d}; here dim = {inputs['dim']} is wanted."
+    return "Along `dim` your numbers do not sum to 1: what are the exponentials divided by?"
 
 
 STABLE_SOFTMAX = Exercise(
@@ -480,7 +480,7 @@ STABLE_SOFTMAX = Exercise(
             hint=3,
         ),
     ),
-    properties=(sums_along("sums to 1 along dim"),),
+    properties=(Property("sums to 1 along dim", sums_along_dim, hint=2),),
     styles=(
         Style("logsumexp", lambda x, dim: (x - torch.logsumexp(x, dim, keepdim=True)).exp()),
         Style(
@@ -591,6 +591,27 @@ def draw_qkv(draw, dtype=torch.float64, N=2, L=5, S=7, D=4, Dv=3, scale=1.0):
     }
 
 
+def sizes_of_one_head(inputs):
+    """The shapes of output and weights: of q, k and v, or of a module's tokens x (D is the module's own)."""
+    if "x" in inputs:
+        N, L, _ = inputs["x"].shape
+        return (N, L, None), (N, L, L)
+    (N, L, _), (_, S, Dv) = inputs["q"].shape, inputs["v"].shape
+    return (N, L, Dv), (N, L, S)
+
+
+def an_output_and_weights(fails):
+    """Of the right shapes, and not with their places changed where both have the same one."""
+    shaped = of_shape(*(lambda inputs, i=i: sizes_of_one_head(inputs)[i] for i in (0, 1)))
+
+    def in_order(inputs, value):
+        changed = value[0].shape == value[1].shape and bool(((value[0].sum(-1) - 1).abs() < 1e-4).all())
+        return None if changed else fails(inputs, value)
+
+    return shaped(in_order)
+
+
+@an_output_and_weights
 def rows_or_columns(inputs, value):
     weights = value[1]
     rows, columns = (weights.double().sum(d) for d in (-1, -2))
@@ -601,12 +622,13 @@ def rows_or_columns(inputs, value):
     return f"The rows of your weights should sum to 1; yours sum to {float(rows.min()):.3g} … {float(rows.max()):.3g}."
 
 
+@an_output_and_weights
 def is_a_mixture(inputs, value):
     low, high = inputs["v"].amin(-2, keepdim=True), inputs["v"].amax(-2, keepdim=True)
-    outside = (value[0] < low - 1e-6) | (value[0] > high + 1e-6)
-    if not bool(outside.any()):
+    small = 1e-4 * inputs["v"].abs().amax()
+    if not bool(((value[0] < low - small) | (value[0] > high + small)).any()):
         return None
-    return "Some outputs lie outside the range of the values; a weighted mean cannot."
+    return "Some of your outputs lie outside the range of the values. A weighted mean of them cannot."
 
 
 def example_qkv(draw):

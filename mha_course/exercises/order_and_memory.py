@@ -20,6 +20,8 @@ from mha_course.checking import (
     Style,
 )
 
+from ._properties import of_shape, sound
+
 FLOAT32 = torch.float32
 INF = float("inf")
 # Angles worked out in float32 are good enough in practice: up to position 100 they are off by 100 · 6e-8.
@@ -154,12 +156,17 @@ def by_where(L, E, device=None):
     return torch.where(j % 2 == 0, torch.sin(angle), torch.cos(angle))
 
 
+of_L_and_E = of_shape(lambda inputs: (inputs["L"], inputs["E"]))
+
+
+@of_L_and_E
 def first_row_is_zeros_and_ones(inputs, value):
-    if value.shape[0] and not bool(((value[0] == 0) | (value[0] == 1)).all()):
+    if bool(((value[0] - (torch.arange(inputs["E"]) % 2)).abs() > 1e-4).any()):
         return "Row 0 of yours is not (0, 1, 0, 1, …). At position 0 all angles are 0: sin 0 = 0, cos 0 = 1."
     return None
 
 
+@of_L_and_E
 def pairs_lie_on_the_circle(inputs, value):
     if bool(((value[:, 0::2] ** 2 + value[:, 1::2] ** 2 - 1).abs() > 1e-4).any()):
         return (
@@ -522,6 +529,10 @@ def rope_in_place_of_a_copy(x, positions):
     return out
 
 
+like_x = of_shape(lambda inputs: inputs["x"].shape)
+
+
+@like_x
 def lengths_stay(inputs, value):
     x = inputs["x"].double()
     y = value.double()
@@ -530,6 +541,7 @@ def lengths_stay(inputs, value):
     return None
 
 
+@like_x
 def position_0_stays(inputs, value):
     places = inputs["positions"]
     if places.dim() == 1 and bool((places == 0).any()):
@@ -949,6 +961,10 @@ def a_dead_row(draw):
     return mask
 
 
+@of_shape(
+    lambda inputs: (*inputs["q"].shape[:3], inputs["v"].shape[-1]),
+    lambda inputs: (*inputs["q"].shape[:3], inputs["k"].shape[-2]),
+)
 def rows_sum_to_one(inputs, value):
     sums = value[1].double().sum(-1)
     if bool((((sums - 1).abs() > 1e-4) & (sums.abs() > 1e-4)).any()):
@@ -1339,13 +1355,14 @@ def draw_pieces(draw, *lengths, N=2, Hkv=3, D=4, Dv=6, dtype=torch.float64):
 
 
 def tokens_of_another_cache(inputs, value):
-    keys = [pair[0] for pair in value if isinstance(pair, tuple)]
-    if keys and isinstance(value[0], int) and value[0] > 0:
-        return (
-            "A new cache is not empty: it has another cache's tokens. What belongs to one object is made in `__init__`, not "
-            "in the class's body."
-        )
-    return None
+    if not isinstance(value, (list, tuple)) or len(value) != len(inputs) or type(value[0]) is not int:
+        return None
+    if value[0] <= 0:
+        return None
+    return (
+        f"A new cache should be empty, and yours says that it holds {value[0]}. Are those another cache's tokens? What belongs "
+        "to one object is made in `__init__`, not in the class's body."
+    )
 
 
 KV_CACHE = Exercise(
@@ -1665,15 +1682,20 @@ def draw_steps(draw, *lengths, N=2, H=4, Hkv=2, D=6, Dv=8, left=None, dtype=torc
 
 
 def nobody_looks_ahead(inputs, value):
+    if not isinstance(value, (list, tuple)) or len(value) != len(inputs):
+        return None
     seen = 0
-    for _, weights in value:
-        L, S = weights.shape[-2:]
-        places = torch.arange(L).unsqueeze(1) + S - L
-        if bool((weights[..., :].abs() > 1e-9).logical_and(torch.arange(S) > places).any()):
-            return "A new token looks at one that comes after it: see the weights above the diagonal."
+    for step, pair in zip(inputs, value):
+        N, H, L, _ = step.inputs["q"].shape
         seen += L
-        if seen != S:
-            return f"After {seen} tokens there are {S} keys: each token should be kept once."
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not sound(pair[1], (N, H, L, seen)):
+            return None
+        places = torch.arange(L).unsqueeze(1) + seen - L
+        if bool((pair[1].abs() > 1e-9).logical_and(torch.arange(seen) > places).any()):
+            return (
+                f"A new token looks at one that comes after it. Of {seen} tokens the {L} new ones are the last: the first "
+                f"of these may look at the first {seen - L + 1}."
+            )
     return None
 
 

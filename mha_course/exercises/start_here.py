@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import of_shape
+
 # ------------------------------------------------------------------------------- 0.1 steps_back
 
 
@@ -127,6 +129,7 @@ def steps_turned_round(query_positions, key_positions):
     return (query_positions - key_positions.unsqueeze(1)).transpose(0, 1)
 
 
+@of_shape(lambda inputs: (len(inputs["query_positions"]), len(inputs["key_positions"])))
 def first_entry_is_a_difference(inputs, value):
     query, key = float(inputs["query_positions"][0]), float(inputs["key_positions"][0])
     if abs(float(value[0, 0]) - (query - key)) < 1e-6:
@@ -369,6 +372,7 @@ def dot_by_baddbmm(a, b):
     return torch.baddbmm(nothing, a.unsqueeze(0), b.T.unsqueeze(0)).squeeze(0)
 
 
+@of_shape(lambda inputs: (len(inputs["a"]), len(inputs["b"])))
 def first_entry_is_a_dot_product(inputs, value):
     dot = float((inputs["a"][0] * inputs["b"][0]).sum())
     if abs(float(value[0, 0]) - dot) < 1e-6:
@@ -646,11 +650,9 @@ def regroup_into_a_table(x, groups):
     return table
 
 
+@of_shape(lambda inputs: (inputs["groups"], len(inputs["x"]), inputs["x"].shape[1] // inputs["groups"]))
 def slices_keep_the_tokens(inputs, value):
     x, groups = inputs["x"], inputs["groups"]
-    D = x.shape[1] // groups
-    if value.shape != (groups, x.shape[0], D):
-        return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Regrouping only moves numbers; in yours some are new, changed, or missing."
     for g in range(groups):

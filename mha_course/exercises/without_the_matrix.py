@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 INF = float("inf")
 
@@ -198,18 +200,31 @@ def falling(draw):
     return {"blocks": [block - 10.0 * i for i, block in enumerate(blocks)]}
 
 
+def largest(inputs):
+    return torch.cat(inputs["blocks"], -1).amax(-1)
+
+
+a_number_per_row = of_shape(
+    *[lambda inputs: torch.broadcast_shapes(*(b.shape[:-1] for b in inputs["blocks"]))] * 2, infinite=True
+)
+
+
+@a_number_per_row
 def at_least_one(inputs, value):
     m, l = value
-    if bool(((m > -INF) & (l < 1 - 1e-6)).any()):
+    if torch.equal(m, largest(inputs)) and bool(((m > -INF) & (l < 1 - 1e-4)).any()):
         return (
-            "A sum of yours is below 1. The largest number itself gives exp(0) = 1, so relative to the *largest* the sum is at "
-            "least 1."
+            "The maxima are right, and a sum of yours is below 1. The largest number itself gives exp(0) = 1, so relative to "
+            "the *largest* the sum is at least 1."
         )
     return None
 
 
+@a_number_per_row
 def largest_of_all(inputs, value):
-    top = torch.cat(inputs["blocks"], -1).amax(-1)
+    top = largest(inputs)
+    if torch.equal(value[1], top):  # the two have changed places: that is said elsewhere
+        return None
     if not torch.equal(value[0], top):
         return "Your maximum is not the largest number of all blocks together."
     return None
@@ -431,6 +446,12 @@ def draw_halves(draw, N=2, H=3, L=5, Dv=4, dtype=torch.float64, shift=0.0, close
     return inputs
 
 
+an_output_and_lse = of_shape(
+    lambda inputs: inputs["out_a"].shape, lambda inputs: inputs["lse_a"].shape, infinite=True
+)
+
+
+@an_output_and_lse
 def between_the_two(inputs, value):
     low = torch.minimum(inputs["out_a"], inputs["out_b"]) - 1e-6
     high = torch.maximum(inputs["out_a"], inputs["out_b"]) + 1e-6
@@ -439,6 +460,7 @@ def between_the_two(inputs, value):
     return None
 
 
+@an_output_and_lse
 def not_below_either(inputs, value):
     if bool((value[1] < torch.maximum(inputs["lse_a"], inputs["lse_b"]) - 1e-6).any()):
         return (
@@ -837,6 +859,14 @@ def no_matrix(inputs):
     return q.shape[0] * q.shape[1] * longest * max(q.shape[-1], v.shape[-1], block)
 
 
+an_output_and_an_lse = of_shape(
+    lambda inputs: (*inputs["q"].shape[:-1], inputs["v"].shape[-1]),
+    lambda inputs: inputs["q"].shape[:-1],
+    infinite=True,
+)
+
+
+@an_output_and_an_lse
 def like_any_average(inputs, value):
     v, output = inputs["v"], value[0]
     low, high = v.amin(-2, keepdim=True) - 1e-6, v.amax(-2, keepdim=True) + 1e-6
@@ -848,12 +878,15 @@ def like_any_average(inputs, value):
     return None
 
 
+@an_output_and_an_lse
 def lse_is_enough(inputs, value):
-    scores = inputs["q"] @ inputs["k"].mT / math.sqrt(inputs["q"].shape[-1])
-    if inputs.get("may_attend") is not None:
-        scores = scores.masked_fill(~inputs["may_attend"], -INF)
-    if not torch.allclose(value[1].double(), scores.logsumexp(-1).double(), atol=1e-3):
-        return "Your lse is not log of the sum of exponentials of a row's scores: m + log(l), after the last block."
+    """Speaks only where the output is right: then scores, mask and sums are, too."""
+    output, lse = direct(inputs["q"], inputs["k"], inputs["v"], inputs.get("may_attend"))
+    if torch.allclose(value[0], output, atol=1e-3) and not torch.allclose(value[1], lse, atol=1e-3):
+        return (
+            "Your output is right, your lse is not. It is one number for each query: the logarithm of what all its "
+            "exponentials sum to, not relative to anything."
+        )
     return None
 
 
@@ -1237,14 +1270,33 @@ def draw_backward(draw, **sizes):
     return inputs if mask is None else {**inputs, "may_attend": mask}
 
 
-def of_the_right_shapes(inputs, value):
-    for name, given, gradient in zip("qkv", (inputs["q"], inputs["k"], inputs["v"]), value):
-        if given.shape != gradient.shape:
-            return f"The gradient of {name} has the shape {tuple(gradient.shape)}; {name} has {tuple(given.shape)}."
-    return None
+gradients_of_qkv = of_shape(*(lambda inputs, name=name: inputs[name].shape for name in "qkv"))
+WHAT_IS_WRONG = {  # whether the gradients of q, k and v are right → where to look
+    (False, False, True): "grad_v is right, so the weights of every tile are. grad_q and grad_k are not: look at what "
+    "stands between the weights and them, the gradient of the weights, delta, the gradient of the scores, the scale.",
+    (True, True, False): "grad_q and grad_k are right, so the weights are, too. Only grad_v is not: what is mixed into "
+    "it, and is it added up over the blocks of queries?",
+    (False, True, True): "grad_k and grad_v are right, grad_q is not: what is multiplied with the gradient of the "
+    "scores, and is it added up over the blocks of keys?",
+    (True, False, True): "grad_q and grad_v are right, grad_k is not: what is multiplied with the gradient of the "
+    "scores, and is it added up over the blocks of queries?",
+    (True, False, False): "grad_q is right, grad_k and grad_v are not: both are added up over the blocks of queries.",
+    (False, False, False): "None of the three is right. grad_v needs nothing but the weights, so begin with those: are "
+    "they made with the scale, the mask and lse?",
+}
 
 
-def same_constant_added_to_all_scores(inputs, value):
+@gradients_of_qkv
+def which_of_the_three(inputs, value):
+    with torch.enable_grad():
+        leaves = [inputs[name].detach().clone().requires_grad_() for name in "qkv"]
+        output, _ = direct(*leaves, inputs.get("may_attend"))
+        right = torch.autograd.grad(output, leaves, inputs["grad_output"])
+    return WHAT_IS_WRONG.get(tuple(torch.allclose(a, b, atol=1e-4) for a, b in zip(value, right)))
+
+
+@gradients_of_qkv
+def only_their_product_counts(inputs, value):
     """Adding a number to a row of scores changes nothing: q · grad_q summed up is k · grad_k summed up."""
     one = (inputs["q"] * value[0]).sum()
     other = (inputs["k"] * value[1]).sum()
@@ -1425,8 +1477,8 @@ FLASH_BACKWARD = Exercise(
         ),
     ),
     properties=(
-        Property("shapes", of_the_right_shapes, hint=1),
-        Property("only-their-product", same_constant_added_to_all_scores, hint=3),
+        Property("which-of-the-three", which_of_the_three, hint=2),
+        Property("only-their-product", only_their_product_counts, hint=3),
     ),
     styles=(
         Style("keys in the outer loop", backward_columns_outside),
