@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -200,6 +201,15 @@ def rebind_the_loop_variable(batch, device):
     return batch
 
 
+def move_top_level_in_place(batch, device):
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        for key, x in batch.items():
+            batch[key] = x.to(device) if isinstance(x, Tensor) else x
+    return batch
+
+
 def move_in_place(batch, device):
     if isinstance(batch, Tensor):
         return batch.to(device)
@@ -393,6 +403,14 @@ TO_DEVICE = Exercise(
             "where it was. Build a new dict.",
             wrong=move_in_place,
             hint=2,
+            also=(move_top_level_in_place,),
+        ),
+        Misconception(
+            "cuda-whatever-device-says",
+            "`.cuda()` goes to a CUDA GPU, whatever `device` says, and stops where there is none. The caller has chosen a "
+            "device: move to that one.",
+            part={"tensor": lambda x, d: x.cuda()},
+            hint=1,
         ),
         Misconception(
             "cast-to-float",
@@ -930,14 +948,14 @@ def plausible(inputs, value):
     ]
     if value < 0.99 * truth:
         return (
-            f"On this simulated GPU one call takes {1000 * truth:g} ms, launching included; you measured less: something was "
-            "still in the queue when you read the clock."
+            f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you give less. Was something "
+            "still in the queue when you read the clock? Or is it a single call, the quickest one, another clock?"
         )
     if value <= 1.01 * truth:
         return None
     return (
-        f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you measured more: "
-        "calls that are slow for another reason were counted."
+        f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you give more. "
+        "Were calls counted that are slow for another reason (the first ones, disturbed ones), or several calls for one?"
     )
 
 
@@ -1257,6 +1275,18 @@ ATTENTION_FLOPS = Exercise(
             "always in pairs.",
             wrong=lambda N, H, L, D: N * H * L * (L * (2 * D - 1) + D * (2 * L - 1)),
             hint=2,
+        ),
+        Misconception(
+            "projections-counted",
+            "Too much: the projections of q, k, v (and of the output) are in it. They belong to the layer around attention. Here "
+            "q, k and v are given.",
+            wrong=lambda N, H, L, D: 4 * N * H * L * L * D + 8 * N * L * (H * D) ** 2,
+            hint=1,
+            also=(
+                lambda N, H, L, D: 4 * N * H * L * L * D + 6 * N * L * (H * D) ** 2,
+                lambda N, H, L, D: 4 * N * H * L * L * D + 8 * N * H * L * D * D,
+                lambda N, H, L, D: 4 * N * H * L * L * D + 6 * N * H * L * D * D,
+            ),
         ),
         Misconception(
             "forward-and-backward",
@@ -1628,6 +1658,17 @@ def fused_causal_only(q, k, v, may_attend=None, dropout_p=0.0, training=False, i
     return sdpa(q, k, v, None if is_causal else may_attend, dropout_p if training else 0.0, is_causal)
 
 
+def either_mask(q, k, may_attend, is_causal):
+    return may_attend if may_attend is None or not is_causal else may_attend | triangle_for(q, k)
+
+
+def fused_opens_dead_rows(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    combined = both_masks(q, k, may_attend, is_causal)
+    if combined is not None:
+        combined = combined | ~combined.any(-1, keepdim=True)
+    return sdpa(q, k, v, combined, dropout_p if training else 0.0, is_causal and combined is None)
+
+
 def lower_right(q, k):
     L, S = q.shape[-2], k.shape[-2]
     return torch.ones(L, S, dtype=torch.bool, device=q.device).tril(S - L)
@@ -1749,7 +1790,7 @@ def left_padded(draw):
     """Padding before the tokens: under a causal mask, the first queries of sample 1 see nothing."""
     mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
     mask[1, ..., :3] = False
-    return draw_attention(draw, L=6, S=6, may_attend=mask, is_causal=True)
+    return draw_attention(draw, L=5, S=6, may_attend=mask, is_causal=True)
 
 
 def for_dropout(draw, **more):
@@ -1903,10 +1944,24 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "lower-right",
-            "With more keys than queries your queries stand at the *end* of the keys. Here, and in torch's is_causal, query 0 stands at "
-            "key 0.",
+            "Where there are not as many queries as keys, your last query stands at the last key. Here, and in torch's is_causal, "
+            "it is the first ones that stand at the same place.",
             part={"merge": always_by_mask(lower_right)},
             hint=2,
+            also=(fused_with(merge=functools.partial(both_masks, triangle=lower_right)),),
+        ),
+        Misconception(
+            "either-is-enough",
+            "With a mask *and* is_causal, a key is open in yours where *one* of the two opens it. It has to get past both.",
+            part={"merge": either_mask},
+            hint=2,
+        ),
+        Misconception(
+            "dead-rows-left-open",
+            "A query that may see nothing looks at everything, as if there were no mask for it: its row was opened, so that no NaN "
+            "can arise, and its output was not set to zeros afterwards.",
+            wrong=fused_opens_dead_rows,
+            hint=3,
         ),
         Misconception(
             "future-for-past",
@@ -2188,6 +2243,16 @@ MIXED_PRECISION_GAP = Exercise(
             "You give the mean error. One wrong number among a thousand right ones would vanish in it; take the largest.",
             part={"compare": lambda low, truth: (low - truth).abs().mean()},
             hint=2,
+            also=(
+                gap_with(
+                    compare=lambda low, truth: (low - truth).abs().mean(), size=lambda truth: truth.abs().mean()
+                ),
+                lambda fn, x, dtype: (
+                    (fn(x.double()) - fn(x.to(dtype))).abs().mean()
+                    / fn(x.double()).abs().max()
+                    / torch.finfo(dtype).eps
+                ).item(),
+            ),
         ),
         Misconception(
             "sum-for-largest",

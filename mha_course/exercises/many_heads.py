@@ -92,6 +92,7 @@ def loop_with(
     softmax=over_keys,
     join=lambda outputs: torch.cat(outputs, -1),
     gather=lambda weights: torch.stack(weights, 1),
+    give=lambda output, weights: (output, weights),
 ):
     """The loop over heads from its parts."""
 
@@ -103,7 +104,7 @@ def loop_with(
             w = softmax(scores(share(q, h, H), share(k, h, H), E))
             outputs.append(w @ share(v, h, H))
             weights.append(w)
-        return join(outputs), gather(weights)
+        return give(join(outputs), gather(weights))
 
     return attend_by_loop
 
@@ -254,7 +255,7 @@ def rows_of_each_head(inputs, value):
     for d, name in names.items():
         if d < weights.dim() - 1 and bool(((sums[d] - 1).abs() < 1e-4).all()):
             return f"Your weights sum to 1 over {name}. Each query of each head has a whole 1 for its *keys*."
-    return "The rows of your weights should sum to 1, for every head and every query."
+    return "The rows of your weights should sum to 1 (or to 0, where nothing may be seen), for every head and every query."
 
 
 @an_output_and_weights
@@ -265,8 +266,8 @@ def heads_stay_apart(inputs, value):
     if inputs.get("may_attend") is not None or not bool(((output < low) | (output > high)).any()):
         return None
     return (
-        "Feature j of your output lies outside the range of feature j of the values: "
-        "each head's output belongs where its values came from."
+        "Feature j of your output lies outside the range of feature j of the values. A head's output is a weighted mean of "
+        "its own values, and belongs where those came from."
     )
 
 
@@ -475,13 +476,13 @@ ATTEND_BY_LOOP = Exercise(
         Misconception(
             "output-only",
             "Only the output is returned. Return two things: output, then weights.",
-            wrong=lambda q, k, v, H: loop_with()(q, k, v, H)[0],
+            part={"give": lambda output, weights: output},
             hint=3,
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first.",
-            wrong=lambda q, k, v, H: loop_with()(q, k, v, H)[::-1],
+            "Two results are there, in the wrong order: the output comes first.",
+            part={"give": lambda output, weights: (weights, output)},
             hint=3,
         ),
         Misconception(
@@ -1048,6 +1049,19 @@ def mask_with_a_place_for_heads(scores, may_attend):
     return reference.masked_softmax(scores, may_attend.unsqueeze(1))
 
 
+def one_dimension_more(may_attend):
+    return ~may_attend.unsqueeze(1)
+
+
+MERGES = (  # which say different things of a dimension too many
+    reference.merge_heads,
+    lambda x: x.transpose(1, 2).flatten(2),
+    lambda x: x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1),
+    lambda x: torch.cat(x.unbind(1), -1),
+    lambda x: torch.cat([x[:, h] for h in range(x.shape[1])], -1),
+)
+
+
 def transposed_mask(scores, may_attend):
     return keys_that_may_be_seen(scores, None if may_attend is None else may_attend.mT)
 
@@ -1287,6 +1301,12 @@ ATTEND_IN_PARALLEL = Exercise(
             hint=2,
         ),
         Misconception(
+            "root-of-an-int",
+            "`torch.sqrt` takes a tensor, and a size is a Python int. Python has roots of its own for numbers.",
+            part={"scores": lambda q, k, E: q @ k.mT / torch.sqrt(q.shape[-1])},
+            hint=2,
+        ),
+        Misconception(
             "root-of-h",
             "The scores are divided by √H: `shape[1]` is the number of heads now. The D features are the last dimension.",
             part={"scores": lambda q, k, E: q @ k.mT / math.sqrt(q.shape[1])},
@@ -1330,8 +1350,8 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "dead-row-even",
-            "A query that may see nothing looks at everything evenly: when all scores are the same very negative number, "
-            "the softmax spreads out. Lesson 02's `masked_softmax` gives zeros there.",
+            "A query that may see nothing looks at everything evenly: all its scores became the same number, or its weights "
+            "were made even afterwards. Lesson 02's `masked_softmax` gives zeros there.",
             part={"weights": filled(-1e9)},
             also=(
                 parallel_with(weights=filled(-1e20)),
@@ -1399,10 +1419,15 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-given-another-dimension",
-            "`may_attend` got another dimension. It comes ready to broadcast against (N, H, L, S); if a caller's mask "
-            "has no place for heads, the caller puts one in.",
+            "`may_attend` got one dimension more than it came with. It comes ready to broadcast against (N, H, L, S); if a "
+            "caller's mask has no place for heads, the caller puts one in.",
             part={"weights": mask_with_a_place_for_heads},
             hint=3,
+            also=tuple(
+                parallel_with(weights=weights, merge=merge)
+                for weights in (mask_with_a_place_for_heads, filled(-torch.inf, one_dimension_more), filled(-1e9, one_dimension_more))
+                for merge in MERGES
+            ),
         ),
         Misconception(
             "mask-as-a-truth-value",
@@ -1412,10 +1437,11 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-always-needed",
-            "With a mask all is right; without one (`may_attend=None`) your code stops. Then every query may see "
-            "every key.",
+            "Without a mask, `may_attend` is None, and your code stops: it uses the mask before it has asked whether there is "
+            "one. Without one, every query may see every key.",
             part={"weights": mask_needed},
             hint=3,
+            also=(parallel_with(weights=lambda s, m: torch.softmax(s.masked_fill(~m, -torch.inf), -1)),),
         ),
         Misconception(
             "weights-without-the-mask",
@@ -1482,7 +1508,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first.",
+            "Two results are there, in the wrong order: the output comes first.",
             part={"result": lambda output, w: (w, output)},
             hint=2,
         ),

@@ -16,6 +16,12 @@ FLOAT32 = torch.float32
 INF = torch.inf
 
 
+NUMBERS_FOR_BOOLS = (
+    "Your mask is made of numbers. A mask is made of bools, True and False: with 0 and 1 of another dtype `~mask` means "
+    "something else, and `masked_fill` refuses them."
+)
+
+
 # ------------------------------------------------------------------------------- 2.1 causal_mask
 
 
@@ -92,6 +98,12 @@ CAUSAL_MASK = Exercise(
             also=(
                 lambda L, S, offset=0, device=None: torch.ones(L, S, dtype=torch.bool, device=device).triu(
                     1 + offset
+                ),
+                *(
+                    causal_with(turn=turn, offset=offset, where=where)  # and more besides: this is said first
+                    for turn in (lambda m: ~m, lambda m: (~m).float())
+                    for offset in (lambda o: 0, lambda o: o)
+                    for where in (lambda d: None, lambda d: d)
                 ),
             ),
         ),
@@ -180,10 +192,15 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "numbers-for-bools",
-            "The pattern is right; its numbers are not bools. With 0 and 1 of another dtype `~mask` means something else.",
+            NUMBERS_FOR_BOOLS,
             wrong=lambda L, S, offset=0, device=None: torch.ones(L, S, device=device).tril(offset),
             hint=3,
-            also=(lambda L, S, offset=0, device=None: causal_with()(L, S, offset, device).float(),),
+            also=tuple(
+                causal_with(turn=turn, offset=offset, where=where)
+                for turn in (lambda m: m.float(), lambda m: m.long())
+                for offset in (lambda o: o, lambda o: 0)
+                for where in (lambda d: d, lambda d: None)
+            ),
         ),
         Misconception(
             "keys-by-queries",
@@ -255,6 +272,13 @@ PADDING_MASK = Exercise(
         Case("drawn at random", lambda draw: {"lengths": draw.integers(1, 8, 4), "S": 7}),
     ),
     misconceptions=(
+        Misconception(
+            "numbers-for-bools",
+            NUMBERS_FOR_BOOLS,
+            part={"shape": lambda mask: mask.unsqueeze(1).float()},
+            hint=2,
+            also=(padding_with(shape=lambda mask: mask.unsqueeze(1).long()),),
+        ),
         Misconception(
             "inverted",
             "True stands at the padding in yours. Here True means may look, and that is at real tokens.",
@@ -385,7 +409,7 @@ COMBINE_MASKS = Exercise(
     misconceptions=(
         Misconception(
             "or-for-and",
-            "A look is open where *any* mask opens it. A query may look where **every** mask lets it.",
+            "A look is open where *any* mask opens it. A query may look where *every* mask lets it.",
             wrong=lambda *masks: functools.reduce(torch.logical_or, masks),
             hint=1,
             also=(lambda *masks: sum(mask.int() for mask in masks) > 0,),
@@ -430,9 +454,25 @@ COMBINE_MASKS = Exercise(
         ),
         Misconception(
             "numbers-for-bools",
-            "The pattern is right; multiplied or added masks are numbers. The result should be bool, as the masks are.",
+            "Multiplied or added masks are numbers. The result should be of bools, as the masks are.",
             wrong=lambda *masks: math.prod(mask.float() for mask in masks),
             hint=2,
+            also=(
+                lambda *masks: math.prod(mask.int() for mask in masks),
+                lambda *masks: math.prod(mask.long() for mask in masks),
+            ),
+        ),
+        Misconception(
+            "pythons-and",
+            "Python's `and` (and `or`, `all`, `if`) wants one True or False for a whole tensor, and torch cannot say. Tensors "
+            "have an operator of their own that decides for each place.",
+            wrong=lambda *masks: functools.reduce(lambda a, b: a and b, masks),
+            hint=1,
+            also=(
+                lambda *masks: functools.reduce(lambda a, b: a or b, masks),
+                lambda *masks: all(masks),
+                lambda *masks: masks[0] and masks[1],
+            ),
         ),
     ),
     styles=(
@@ -484,8 +524,8 @@ TO_ADDITIVE = Exercise(
         ),
         Misconception(
             "large-negative-number",
-            "You used a large negative number for −∞. A row of nothing but −1e9 is even again (all weights alike), and in "
-            "float16 −1e9 does not exist. Use −∞ itself.",
+            "You used a large negative number for −∞. A row of nothing but such numbers is even again (all weights alike), "
+            "and −1e9 does not exist in float16. −∞ itself exists in every floating dtype.",
             part={"low": lambda dtype: max(-1e9, torch.finfo(dtype).min)},
             hint=1,
             also=(
@@ -497,13 +537,9 @@ TO_ADDITIVE = Exercise(
                 ),
                 lambda may_attend, dtype: (~may_attend).to(dtype) * -1e9,
                 lambda may_attend, dtype: (1 - may_attend.to(dtype)) * -1e4,
+                additive_with(low=lambda dtype: -1e9),  # torch refuses it in float16
+                additive_with(low=lambda dtype: -1e10),
             ),
-        ),
-        Misconception(
-            "overflow-in-float16",
-            "−1e9 overflows in float16, and torch refuses it. Use −∞, which every dtype has.",
-            part={"low": lambda dtype: -1e9},
-            hint=1,
         ),
         Misconception(
             "a-small-number",
@@ -671,20 +707,39 @@ MASKED_SOFTMAX = Exercise(
         ),
         Misconception(
             "large-negative-number",
-            "A row that may look at nothing looks everywhere alike: filled with one large negative number, all its scores are "
-            "equal again. It should be zeros.",
+            "A row that may look at nothing looks everywhere alike: all its scores became the same number, or its weights were "
+            "made even afterwards. It should be zeros.",
             part={"close": lambda s, m: s.masked_fill(~m, -1e9), "after": lambda w, m: w},
             hint=2,
-            also=(lambda s, m: torch.softmax(s.masked_fill(~m, torch.finfo(s.dtype).min), -1),),
+            also=(
+                lambda s, m: torch.softmax(s.masked_fill(~m, torch.finfo(s.dtype).min), -1),
+                lambda s, m: s.masked_fill(~m, -1e20).softmax(-1),
+            ),
         ),
         Misconception(
             "not-low-enough",
-            "Some weight goes to where nobody may look: the number for −∞ is not low enough for large scores (−1e4, say).",
+            "Some weight goes to keys that are closed: the number that stands for −∞ is not low enough. Next to open scores "
+            "that are low themselves, it even takes all of it.",
             part={
                 "close": lambda s, m: s.masked_fill(~m, -1e4),
                 "after": lambda w, m: w.masked_fill(~m.any(-1, keepdim=True), 0),
             },
             hint=2,
+            also=tuple(
+                softmax_parts(close=lambda s, m, low=low: s.masked_fill(~m, low), after=after)
+                for low in (-1e4, -1e3, -100.0, -50.0, -20.0, -10.0)
+                for after in (lambda w, m: w.masked_fill(~m.any(-1, keepdim=True), 0), lambda w, m: w)
+            ),
+        ),
+        Misconception(
+            "keepdim-forgotten",
+            "`any(-1)` takes the last dimension away: (N, L) no longer lines up with (N, L, S). Keep it, with size 1.",
+            part={"close": lambda s, m: s.masked_fill(~(m | ~m.any(-1)), -INF)},
+            hint=2,
+            also=(
+                softmax_parts(after=lambda w, m: w.masked_fill(~m.any(-1), 0.0)),
+                softmax_parts(after=lambda w, m: w * m.any(-1)),
+            ),
         ),
         Misconception(
             "zero-is-not-closed",
@@ -853,6 +908,12 @@ def leak_of_sums(fn, x):
     )
 
 
+def leak_of_the_whole_sum(fn, x):
+    x = x.detach().clone().requires_grad_()
+    fn(x).sum().backward()
+    return x.grad
+
+
 def leak_by_trying(fn, x):
     """Moves every number a little, both ways."""
     L, E = x.shape
@@ -948,6 +1009,18 @@ FUTURE_LEAK = Exercise(
                 torch.autograd.functional.jacobian(fn, x).abs().sum(dim=(0, 1, 3)).expand(x.shape[0], -1)
             ),
             hint=1,
+        ),
+        Misconception(
+            "gradient-of-the-sum",
+            "Your shape is that of x (or of its tokens): `.sum().backward()` gives one gradient, that of the sum of *all* "
+            "outputs. Each output needs a row of its own.",
+            wrong=leak_of_the_whole_sum,
+            hint=1,
+            also=(
+                lambda fn, x: leak_of_the_whole_sum(fn, x).abs(),
+                lambda fn, x: leak_of_the_whole_sum(fn, x).sum(-1),
+                lambda fn, x: leak_of_the_whole_sum(fn, x).abs().sum(-1),
+            ),
         ),
         Misconception(
             "feature-for-token",

@@ -211,6 +211,12 @@ ATTENTION_SCORES = Exercise(
             ),
         ),
         Misconception(
+            "root-of-an-int",
+            "`torch.sqrt` takes a tensor, and a size is a Python int. Python has roots of its own for numbers.",
+            wrong=lambda q, k: q @ k.mT / torch.sqrt(q.shape[-1]),
+            hint=3,
+        ),
+        Misconception(
             "batch-mixed",
             "The samples of the batch are mixed: a query meets the keys of every sample. Each n stays by itself.",
             part={"product": lambda q, k: torch.einsum("nld,msd->nls", q, k)},
@@ -306,7 +312,7 @@ def sums_along_dim(inputs, value):
     for d in others:
         if bool((value.double().sum(d) - 1).abs().max() < 1e-2):
             return f"Your numbers sum to 1 along dimension {d}; here dim = {inputs['dim']} is wanted."
-    return "Along `dim` your numbers do not sum to 1: what are the exponentials divided by?"
+    return "Along `dim` your numbers do not sum to 1, as they do after a softmax."
 
 
 STABLE_SOFTMAX = Exercise(
@@ -521,12 +527,17 @@ def over_rows(scores):
     return torch.softmax(scores, dim=-1)
 
 
-def attend_with(scores=reference.attention_scores, softmax=over_rows, mix=lambda w, q, k, v: w @ v):
-    """One head from three parts: scores, what makes weights of them, and what the weights mix."""
+def attend_with(
+    scores=reference.attention_scores,
+    softmax=over_rows,
+    mix=lambda w, q, k, v: w @ v,
+    give=lambda output, weights: (output, weights),
+):
+    """One head from its parts: scores, what makes weights of them, what the weights mix, what is given back."""
 
     def attend(q, k, v):
         weights = softmax(scores(q, k))
-        return mix(weights, q, k, v), weights
+        return give(mix(weights, q, k, v), weights)
 
     return attend
 
@@ -783,6 +794,13 @@ ATTEND = Exercise(
             hint=2,
         ),
         Misconception(
+            "entry-by-entry",
+            "`*` multiplies the weights with the values entry by entry, and mixes nothing. Each output is a *sum* over the "
+            "keys: weight times value, added up.",
+            part={"mix": lambda w, q, k, v: w * v},
+            hint=2,
+        ),
+        Misconception(
             "plain-mean",
             "Every query gets the same: the plain mean of the values. The weights are not used.",
             part={"mix": lambda w, q, k, v: v.mean(-2, keepdim=True).expand(-1, w.shape[-2], -1)},
@@ -822,17 +840,15 @@ ATTEND = Exercise(
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first, then the weights.",
-            wrong=lambda q, k, v: attend_with()(q, k, v)[::-1],
+            "Two results are there, in the wrong order: the output comes first, then the weights.",
+            part={"give": lambda output, weights: (weights, output)},
             hint=3,
-            also=(lambda q, k, v: attend_with(scores=lambda q, k: q @ k.mT)(q, k, v)[::-1],),
         ),
         Misconception(
             "output-only",
-            "Only the output is returned. Return two things, `output, weights`: we want to look at the weights.",
-            wrong=lambda q, k, v: attend_with()(q, k, v)[0],
+            "Only the output is returned. Return two things: we want to look at the weights, too.",
+            part={"give": lambda output, weights: output},
             hint=3,
-            also=(lambda q, k, v: attend_with(scores=lambda q, k: q @ k.mT)(q, k, v)[0],),
         ),
         Misconception(
             "cut-off",
@@ -950,15 +966,21 @@ WEIGHT_SHARPNESS = Exercise(
     misconceptions=(
         Misconception(
             "never-scaled",
-            "Raw is right, scaled is not: `scaled=True` changes nothing.",
+            "`scaled=True` changes nothing.",
             part={"scale": lambda scores, D, scaled: scores},
             hint=2,
         ),
         Misconception(
             "always-scaled",
-            "Scaled is right, raw is not: the scores are divided by √D even for `scaled=False`. "
-            "(Your `attention_scores` already divides.)",
+            "The scores are divided by √D even for `scaled=False`. (Your `attention_scores` already divides.)",
             part={"scale": lambda scores, D, scaled: scores / math.sqrt(D)},
+            hint=2,
+        ),
+        Misconception(
+            "scaled-once-more",
+            "Too even, raw and scaled: `attention_scores` divides by √D already, so raw is scaled in yours, and scaled is "
+            "scaled twice.",
+            part={"scale": lambda scores, D, scaled: scores / D if scaled else scores / math.sqrt(D)},
             hint=2,
         ),
         Misconception(
@@ -1127,6 +1149,12 @@ class HeadFolded(HeadWithParameters):
         return weights @ x @ self.value.weight.T, weights
 
 
+class HeadWithOneLayer(HeadWithParameters):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.query = self.key = self.value
+
+
 class HeadWrongSizes(nn.Module):
     def __init__(self, E, D):
         super().__init__()
@@ -1157,34 +1185,53 @@ SINGLE_HEAD = Exercise(
     misconceptions=(
         Misconception(
             "keys-from-the-query-projection",
-            "The key projection gets no gradient: keys are made with `self.query`. Each of the three has a projection "
-            "of its own.",
+            "Queries and keys come out of one and the same layer: either `self.query` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"offer": lambda m, x: m.query(x)},
             hint=2,
         ),
         Misconception(
             "queries-from-the-key-projection",
-            "The query projection gets no gradient: queries are made with `self.key`.",
+            "Queries and keys come out of one and the same layer: either `self.key` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"ask": lambda m, x: m.key(x)},
             hint=2,
         ),
         Misconception(
             "values-from-the-key-projection",
-            "The value projection gets no gradient: values are made with `self.key`.",
+            "Keys and values come out of one and the same layer: either `self.key` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"give": lambda m, x: m.key(x)},
             hint=2,
         ),
         Misconception(
             "values-from-the-query-projection",
-            "The value projection gets no gradient: values are made with `self.query`.",
+            "Queries and values come out of one and the same layer: either `self.query` makes both, or the two names stand "
+            "for one layer. Each of the three has a projection of its own.",
             part={"give": lambda m, x: m.query(x)},
             hint=2,
         ),
         Misconception(
+            "keys-from-the-value-projection",
+            "Keys and values come out of one and the same layer: either `self.value` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
+            part={"offer": lambda m, x: m.value(x)},
+            hint=2,
+        ),
+        Misconception(
+            "queries-from-the-value-projection",
+            "Queries and values come out of one and the same layer: either `self.value` makes both, or the two names stand "
+            "for one layer. Each of the three has a projection of its own.",
+            part={"ask": lambda m, x: m.value(x)},
+            hint=2,
+        ),
+        Misconception(
             "one-projection-for-all",
-            "Only one projection is used for queries, keys and values alike.",
+            "Queries, keys and values come out of one and the same layer: one projection is used for all, or the three names "
+            "stand for one layer. Each of the three has a projection of its own.",
             wrong=head_with(offer=lambda m, x: m.query(x), give=lambda m, x: m.query(x)),
             hint=2,
+            also=(HeadWithOneLayer,),
         ),
         Misconception(
             "query-and-key-swapped",
@@ -1246,7 +1293,7 @@ SINGLE_HEAD = Exercise(
         ),
         Misconception(
             "with-bias",
-            "The projections have biases; this module has none: `nn.Linear(E, D, bias=False)`.",
+            "The projections have biases; in this module they have none. `nn.Linear` makes one unless it is told not to.",
             wrong=head_with(bias=True),
             hint=1,
         ),
@@ -1258,7 +1305,7 @@ SINGLE_HEAD = Exercise(
         ),
         Misconception(
             "output-only",
-            "Only the output is returned. Return two things, `output, weights`, as `attend` does.",
+            "Only the output is returned. Return two things, as `attend` does.",
             part={"result": lambda output, weights: output},
             hint=3,
         ),

@@ -8,6 +8,11 @@ from mha_course.checking import Case, Exercise, Lesson, Misconception, Property,
 
 from ._properties import of_shape
 
+LEFT_TORCH = (
+    "The numbers are right, but they are cut off from the inputs: a detour through NumPy, `torch.tensor(…)` or `detach()` lets "
+    "no gradient through, and nothing before it could learn. Stay with the tensors you were given."
+)
+
 # ------------------------------------------------------------------------------- 0.1 steps_back
 
 
@@ -227,10 +232,12 @@ STEPS_BACK = Exercise(
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=by_numpy,
-            also=(detached_steps,),
+            also=(
+                detached_steps,
+                lambda q, k: torch.tensor([[a - b for b in k] for a in q], dtype=q.dtype),
+            ),
         ),
         Misconception(
             "made-anew-from-numbers",
@@ -433,6 +440,22 @@ PAIRWISE_DOT = Exercise(
             hint=1,
         ),
         Misconception(
+            "summed-over-everything",
+            "A single number came out: everything was added up. A dot product adds up over the features only; the rows of a "
+            "and of b stay apart.",
+            wrong=lambda a, b: (a[:, None] * b).sum(),
+            hint=1,
+            also=(lambda a, b: (a @ b.T).sum(),),
+        ),
+        Misconception(
+            "reshape-for-transpose",
+            "The shape is right and the numbers are scrambled: `view` and `reshape` keep the reading order, so the rows of b "
+            "did not become columns; they were cut up anew.",
+            wrong=lambda a, b: a @ b.reshape(b.shape[1], b.shape[0]),
+            hint=2,
+            also=(lambda a, b: a @ b.view(b.shape[1], b.shape[0]), lambda a, b: a @ b.view(2, 4)),
+        ),
+        Misconception(
             "not-summed",
             "There are three dimensions, (L, S, D): all products are there, one for each feature. To make a dot "
             "product of them, add them up over the features.",
@@ -473,8 +496,7 @@ PAIRWISE_DOT = Exercise(
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=dot_by_numpy,
             also=(dot_detached,),
         ),
@@ -708,6 +730,18 @@ REGROUP = Exercise(
             hint=1,
         ),
         Misconception(
+            "size-is-a-float",
+            "torch got a size with a decimal point: `/` gives 3.0 even where it comes out even. Sizes are whole numbers, and "
+            "there is a division that gives those.",
+            wrong=lambda x, groups: x.view(x.shape[0], groups, x.shape[1] / groups).transpose(0, 1),
+            hint=1,
+            also=(
+                lambda x, groups: x.reshape(x.shape[0], groups, x.shape[1] / groups).transpose(0, 1),
+                lambda x, groups: x.view(groups, x.shape[0], x.shape[1] / groups),
+                lambda x, groups: x.reshape(groups, x.shape[0], x.shape[1] / groups),
+            ),
+        ),
+        Misconception(
             "features-before-tokens",
             "Inside each group rows and columns are exchanged: (groups, E/groups, L). Each token should stay a row.",
             wrong=features_before_tokens,
@@ -753,8 +787,7 @@ REGROUP = Exercise(
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=regroup_by_numpy,
             also=(regroup_detached,),
         ),
