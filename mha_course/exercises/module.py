@@ -552,9 +552,10 @@ def over_copies(value, inputs):
     output, weights = value
     # a coin for each of 4 keys in each of 2 heads makes 2⁸ outputs, and each of them is drawn about 8 times
     different = len(output[:, 0].mul(1e6).round().unique(dim=0))
+    spread = max(output.std(0).mean().item(), 1e-9)
     return {
-        "the mean output": output.mean(0),
-        "the spread of the outputs": output.std(0).mean().item(),
+        "the mean output, in units of its spread,": output.mean(0) / spread,
+        "the logarithm of the outputs' spread": math.log(spread),
         "the share of zeros in the output": (output == 0).double().mean().item(),
         "how many outputs one query can get, as a power of 2,": math.log2(different),
         "the mean weights": weights.mean(0),
@@ -595,8 +596,8 @@ MULTI_HEAD_ATTENTION = Exercise(
             lambda draw: cross(draw, mask=one_dead_row, need_weights=True, average_weights=False),
             construct={"E": 12, "H": 3},
         ),
-        # an output scatters by about 1.5 from copy to copy, its mean over 2000 by 0.03; 0.25 is five times the
-        # difference of two such means
+        # in units of its own spread the mean over 2000 copies scatters by 1/√2000 = 0.022, the logarithm of the spread
+        # by 0.016; 0.25 is eight times the difference of two such means
         Case(
             "dropout in training",
             many_copies,
