@@ -143,7 +143,7 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "offset-ignored",
-            "Right without an offset; with one, nothing changes. Query i stands at place i + offset.",
+            "The offset changes nothing. It says how many keys came before query 0, so it moves the queries.",
             part={"offset": lambda o: 0},
             hint=2,
             also=(
@@ -178,8 +178,8 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "made-to-be-added",
-            "You made a mask of 0 and −∞, to be *added* to the scores. That is exercise 2.4. Here True and False are asked for: "
-            "may this query look at this key?",
+            "You made a mask of 0 and −∞, to be *added* to the scores. That is exercise 2.4. Here True and False are wanted: may "
+            "this query look at this key?",
             wrong=causal_additive,
             hint=1,
         ),
@@ -305,7 +305,7 @@ PADDING_MASK = Exercise(
         ),
         Misconception(
             "no-room-for-queries",
-            "The pattern is right, its shape is (N, S). Between the two there must be room for the queries, (N, 1, S), or it will "
+            "The shape of yours is (N, S). Between the two there must be room for the queries, (N, 1, S), or it will "
             "line up with the wrong dimension.",
             part={"shape": lambda mask: mask},
             hint=2,
@@ -330,7 +330,7 @@ PADDING_MASK = Exercise(
         ),
         Misconception(
             "only-the-last-real-token",
-            "Only one token per sample is open: compared with == instead of <.",
+            "Only one token per sample is open: compared with ==. All real tokens are open, not the last one alone.",
             part={"rule": lambda place, lengths: place == lengths.unsqueeze(1) - 1},
             hint=2,
         ),
@@ -423,8 +423,8 @@ COMBINE_MASKS = Exercise(
         ),
         Misconception(
             "written-into-the-first",
-            "`&=` writes into the first mask: it cannot grow to (N, L, S) there, and it would change the caller's mask. `a & b` "
-            "makes a new one.",
+            "`&=` writes into the first mask: it cannot grow to (N, L, S) there, and it would change the caller's mask. The same "
+            "operator without the = makes a new one.",
             wrong=combine_in_place,
             hint=2,
         ),
@@ -567,7 +567,7 @@ TO_ADDITIVE = Exercise(
         ),
         Misconception(
             "dtype-ignored",
-            "The result is always float32; asked for is `dtype`, so that it can be added to scores of that type.",
+            "The result is always float32, whatever `dtype` says. It should be possible to add it to scores of that type.",
             part={"dtype": lambda wanted: FLOAT32},
             hint=2,
         ),
@@ -980,19 +980,19 @@ FUTURE_LEAK = Exercise(
         ),
         Misconception(
             "largest-for-sum",
-            "The largest gradient of each pair is given; asked for is the sum over all features.",
+            "The largest gradient of each pair is given; the sum over all features is wanted.",
             part={"gather": lambda j: j.amax(dim=(1, 3))},
             hint=3,
         ),
         Misconception(
             "mean-for-sum",
-            "The mean over the features is given; asked for is the sum.",
+            "The mean over the features is given; the sum is wanted.",
             part={"gather": lambda j: j.mean(dim=(1, 3))},
             hint=3,
         ),
         Misconception(
             "squared",
-            "Squares were added; asked for are absolute values.",
+            "Squares were added; absolute values are wanted.",
             part={"absolute": lambda j: j.pow(2)},
             hint=3,
         ),

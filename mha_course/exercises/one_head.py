@@ -128,7 +128,7 @@ ATTENTION_SCORES = Exercise(
         ),
         Misconception(
             "number-for-root",
-            "Right where D is 4, wrong for another D: 2 stands there as a number. Take D from the shape of q.",
+            "Divided by 2, whatever D is: that is √D where D is 4. Take D from the shape of q.",
             part={"scale": lambda q, k: 1 / 2},
             hint=2,
         ),
@@ -166,14 +166,14 @@ ATTENTION_SCORES = Exercise(
         Misconception(
             "everything-turned",
             "The shapes do not fit: `k.T` turns *all* dimensions around, (D, S, N), the batch with them. Only the last "
-            "two change places: `k.mT`, or `k.transpose(-2, -1)`.",
+            "two should change places.",
             wrong=lambda q, k: q @ k.permute(2, 1, 0) / math.sqrt(q.shape[-1]),
             hint=2,
             also=(lambda q, k: torch.matmul(q, k.transpose(0, 2)),),
         ),
         Misconception(
             "reshape-for-transpose",
-            "The shape is right and the numbers are scrambled: k was reshaped to (N, D, S). `view` and `reshape` "
+            "The numbers are scrambled: k was reshaped to (N, D, S). `view` and `reshape` "
             "keep the order in memory; only a transpose turns rows into columns.",
             part={"product": lambda q, k: q @ k.reshape(k.shape[0], k.shape[2], k.shape[1])},
             hint=2,
@@ -224,14 +224,14 @@ ATTENTION_SCORES = Exercise(
         ),
         Misconception(
             "first-sample-for-all",
-            "Sample 0 is right, the others are not: all of them meet the keys of sample 0.",
+            "All samples meet the keys of sample 0.",
             part={"product": lambda q, k: q @ k[0].T},
             hint=2,
         ),
         Misconception(
             "writes-into-q",
-            "The scores are right, but q is not what it was: `q /= …` writes into the caller's tensor. Write "
-            "`q = q / …` or divide the product.",
+            "The scores are right, but q is not what it was: `q /= …` writes into the caller's tensor. Make a new one, or "
+            "divide the product.",
             wrong=scores_in_place,
             hint=3,
         ),
@@ -342,8 +342,8 @@ STABLE_SOFTMAX = Exercise(
     misconceptions=(
         Misconception(
             "no-shift",
-            "Small numbers come out right; at 10⁴ you get NaN. exp(10⁴) is too large for any float: ∞ / ∞. "
-            "Subtracting the same number from a whole row changes nothing, so choose one that helps.",
+            "At 10⁴ you get NaN: exp(10⁴) is too large for any float, and ∞ / ∞ is no number. Subtracting the same number from "
+            "a whole row changes nothing, so choose one that helps.",
             part={"shift": lambda x, dim: 0.0},
             hint=2,
             also=(lambda x, dim: torch.exp(x) / torch.exp(x).sum(dim, keepdim=True),),
@@ -376,15 +376,15 @@ STABLE_SOFTMAX = Exercise(
         ),
         Misconception(
             "maximum-along-a-fixed-dim",
-            "Right for one `dim`, wrong for another: the maximum is always taken along the same dimension. What is "
-            "subtracted must be one number for each row *along dim*, or it does not cancel.",
+            "The maximum is always taken along the same dimension, whatever `dim` says. What is subtracted must be one number "
+            "for each row *along dim*, or it does not cancel.",
             part={"shift": lambda x, dim: x.amax(-1, keepdim=True)},
             hint=2,
             also=(softmax_with(shift=lambda x, dim: x.amax(0, keepdim=True)),),
         ),
         Misconception(
             "sum-along-a-fixed-dim",
-            "Right for one `dim`, wrong for another: the sum is always taken along the same dimension.",
+            "The sum is always taken along the same dimension, whatever `dim` says.",
             part={"total": lambda e, dim: e.sum(-1, keepdim=True)},
             hint=2,
             also=(softmax_with(total=lambda e, dim: e.sum(0, keepdim=True)),),
@@ -481,7 +481,7 @@ STABLE_SOFTMAX = Exercise(
         ),
         Misconception(
             "writes-into-x",
-            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor. Write `x = x - …`.",
+            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor. Make a new one.",
             wrong=softmax_in_place,
             hint=3,
         ),
@@ -712,7 +712,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "reshape-for-transpose",
-            "The keys were reshaped instead of transposed: right shape, scrambled numbers.",
+            "The keys were reshaped instead of transposed: that scrambles the numbers.",
             part={
                 "scores": lambda q, k: (
                     q @ k.reshape(k.shape[0], k.shape[2], k.shape[1]) / math.sqrt(q.shape[-1])
@@ -768,7 +768,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "exp-without-shift",
-            "Large scores give NaN: exp overflows. Your `stable_softmax` was made for this; call it here.",
+            "Large scores give NaN: exp overflows. You have written a function that was made for this.",
             part={"softmax": lambda s: s.exp() / s.exp().sum(-1, keepdim=True)},
             hint=2,
         ),
@@ -789,7 +789,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "keys-mixed-instead-of-values",
-            "The weights are right, but they mix the *keys*. Keys are for being found; what a query gets are the values.",
+            "The weights mix the *keys*. Keys are for being found; what a query gets are the values.",
             part={"mix": lambda w, q, k, v: w @ k},
             hint=2,
         ),
@@ -834,7 +834,8 @@ ATTEND = Exercise(
         ),
         Misconception(
             "scores-returned",
-            "The output is right. The second thing you return are the scores; asked for are the weights, after the softmax.",
+            "The output is right. The second thing you return is the scores; the weights are wanted, what the softmax made of "
+            "them.",
             wrong=lambda q, k, v: (attend_with()(q, k, v)[0], reference.attention_scores(q, k)),
             hint=3,
         ),
@@ -865,7 +866,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "writes-into-q",
-            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor. Write `q = q / …`.",
+            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor. Make a new one.",
             wrong=attend_in_place_on_inputs,
             hint=3,
         ),
@@ -1045,7 +1046,7 @@ WEIGHT_SHARPNESS = Exercise(
         ),
         Misconception(
             "uniform-numbers",
-            "`torch.rand` draws between 0 and 1, always positive; asked for are normal numbers (`torch.randn`).",
+            "Your numbers lie between 0 and 1, all of them positive: `torch.rand`. Normal numbers are wanted.",
             part={"draw": functools.partial(own_keys, random=torch.rand)},
             hint=3,
         ),
@@ -1433,26 +1434,26 @@ PERMUTATION_GAP = Exercise(
         ),
         Misconception(
             "yes-or-no",
-            "You answer *whether* the two differ (True or False); asked for is *how much*: the largest difference.",
+            "You answer *whether* the two differ (True or False). *How much* they differ is wanted: the largest difference.",
             wrong=lambda fn, x, perm: torch.allclose(fn(x[:, perm]), fn(x)[:, perm]),
             hint=3,
             also=(lambda fn, x, perm: not torch.allclose(fn(x[:, perm]), fn(x)[:, perm]),),
         ),
         Misconception(
             "mean-for-largest",
-            "The *mean* difference is given; asked for is the largest.",
+            "The *mean* difference is given; the largest is wanted.",
             part={"measure": lambda gap: gap.abs().mean()},
             hint=3,
         ),
         Misconception(
             "sum-for-largest",
-            "The *sum* of the differences is given; asked for is the largest.",
+            "The *sum* of the differences is given; the largest is wanted.",
             part={"measure": lambda gap: gap.abs().sum()},
             hint=3,
         ),
         Misconception(
             "squared",
-            "The differences are squared; asked for is the largest absolute one.",
+            "The differences are squared; the largest absolute one is wanted.",
             part={"measure": lambda gap: gap.pow(2).max()},
             hint=3,
         ),
@@ -1464,7 +1465,7 @@ PERMUTATION_GAP = Exercise(
         ),
         Misconception(
             "root-mean-square",
-            "A norm of all differences is given; asked for is the largest absolute one.",
+            "A norm of all differences is given; the largest absolute one is wanted.",
             part={"measure": lambda gap: gap.norm()},
             hint=3,
         ),

@@ -628,8 +628,8 @@ APPLY_ROPE = Exercise(
         ),
         Misconception(
             "halves-in-the-result",
-            "The turn is right, its result is laid out wrongly: first all first features, then all second ones. Put "
-            "each pair back where it came from.",
+            "The result is laid out wrongly: first all first features, then all second ones. Put each pair back where it came "
+            "from.",
             part={"lay": lambda a, b: torch.cat([a, b], -1)},
             hint=3,
         ),
@@ -1103,7 +1103,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "mask-ignored",
-            "Right without a mask; with one, nothing changes.",
+            "The mask changes nothing.",
             part={"weigh": lambda s, m: torch.softmax(s, -1)},
             hint=3,
         ),
@@ -1127,15 +1127,15 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "dead-row-even",
-            "A query that may see nothing looks at everything alike: all its scores were filled with the same number. "
-            "`masked_softmax` from lesson 02 gives zeros.",
+            "A query that may see nothing looks at everything alike: all its scores became the same number, or its weights were "
+            "made even afterwards. `masked_softmax` from lesson 02 gives zeros.",
             part={"weigh": masked_with(-1e9)},
             hint=3,
         ),
         Misconception(
             "uneven-accepted",
-            "6 query heads and 4 key-value heads are accepted. They cannot be shared out evenly; whoever calls this must "
-            "hear of it: a ValueError that names both numbers.",
+            "6 query heads and 4 key-value heads are accepted. They cannot be shared out evenly, and the caller has to be told: "
+            "a ValueError that names both numbers.",
             wrong=lambda q, k, v, may_attend=None: grouped_somehow(q, k, v, may_attend),
             hint=3,
         ),
@@ -1507,8 +1507,23 @@ def may_look(keys, queries, left):
     return (causal & (keys >= left.view(-1, 1, 1))).unsqueeze(1)
 
 
+def from_the_start(seen, L, left):
+    """Where the new tokens stand, counted from the beginning of the text, padding included, (L,)."""
+    return torch.arange(seen, seen + L, device=left.device)
+
+
+def from_the_first_real_token(seen, L, left):
+    """The same, counted from each sample's first token that is no padding, (N, L). RoPE does not see the difference."""
+    return (from_the_start(seen, L, left) - left.unsqueeze(-1)).clamp_min(0)
+
+
+def counted_either_way(**parts):
+    """The same mistake under the other right way of counting places."""
+    return (step_with(places=from_the_first_real_token, **parts),)
+
+
 def step_with(
-    places=lambda seen, L, device: torch.arange(seen, seen + L, device=device),
+    places=from_the_start,
     query_places=lambda places, L: places,
     turn_q=reference.apply_rope,
     turn_k=reference.apply_rope,
@@ -1522,7 +1537,7 @@ def step_with(
 
     def decode_step(q, k, v, cache, padding=None):
         L, seen = q.shape[-2], len(cache)
-        here = places(seen, L, q.device)
+        here = places(seen, L, on_the_left(padding, q.shape[0], q.device))
         keys, values = keep(cache, turn_k(k, here), turn_v(v, here))
         left = left_of(padding, q.shape[0], q.device)
         open_ = look(
@@ -1742,10 +1757,24 @@ DECODE_STEP = Exercise(
     misconceptions=(
         Misconception(
             "positions-restart",
-            "The first call is right, the next one is not: its positions start at 0 again. They go on where the cache ends: "
-            "`len(cache)`, asked *before* appending.",
-            part={"places": lambda seen, L, device: torch.arange(L, device=device)},
+            "In later calls the positions start at 0 again. They go on where the cache ended *before* the new tokens came.",
+            part={"places": lambda seen, L, left: from_the_start(0, L, left)},
             hint=1,
+            also=(step_with(places=lambda seen, L, left: from_the_first_real_token(0, L, left)),),
+        ),
+        Misconception(
+            "one-position-for-all",
+            "All new tokens stand at one and the same position in yours. With one new token that is right; with several, each "
+            "stands one further than the one before.",
+            part={"places": lambda seen, L, left: from_the_start(seen, L, left)[:1].expand(L)},
+            hint=1,
+            also=(
+                step_with(query_places=lambda places, L: places[..., :1].expand(places.shape)),
+                *(
+                    step_with(places=lambda seen, L, left, n=n: from_the_start(seen + (n and L - 1), 1, left).expand(L))
+                    for n in (0, 1)
+                ),
+            ),
         ),
         Misconception(
             "length-asked-too-late",
@@ -1753,18 +1782,21 @@ DECODE_STEP = Exercise(
             "appending. A token's query and key stand at the same position.",
             part={"query_places": lambda places, L: places + L},
             hint=1,
+            also=counted_either_way(query_places=lambda places, L: places + L),
         ),
         Misconception(
             "keys-not-turned",
             "The queries are turned, the keys are not. Only with both does their product depend on the distance.",
             part={"turn_k": unturned},
             hint=2,
+            also=counted_either_way(turn_k=unturned),
         ),
         Misconception(
             "queries-not-turned",
             "The keys are turned, the queries are not. Only with both does their product depend on the distance.",
             part={"turn_q": unturned},
             hint=2,
+            also=counted_either_way(turn_q=unturned),
         ),
         Misconception(
             "nothing-turned",
@@ -1777,12 +1809,14 @@ DECODE_STEP = Exercise(
             "The values are turned, too. Positions decide *where* to look; what is found there is taken as it is.",
             wrong=step_turning_values,
             hint=2,
+            also=counted_either_way(turn_v=reference.apply_rope),
         ),
         Misconception(
             "kept-keys-turned-again",
             "The keys of earlier steps are turned once more at every step. Turn each key once, before it is kept.",
             part={"turn_kept": lambda keys: turn_all(keys)},
             hint=2,
+            also=counted_either_way(turn_kept=lambda keys: turn_all(keys)),
         ),
         Misconception(
             "mask-starts-upper-left",
@@ -1800,13 +1834,13 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "not-itself",
-            "A token does not see itself: the diagonal is closed. `<=`, not `<`.",
+            "A token does not see itself: the diagonal is closed. A token's own place is not ahead of it.",
             part={"look": look_strictly_back},
             hint=3,
         ),
         Misconception(
             "padding-ignored",
-            "Right without padding; with padding on the left, real tokens look at padding.",
+            "Real tokens look at the padding on the left: `padding` does not reach the mask.",
             part={"left_of": lambda padding, N, device: torch.zeros(N, dtype=torch.int64, device=device)},
             hint=3,
         ),
@@ -1824,7 +1858,7 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "padding-or-causal",
-            "A key is open when *one* of the two masks opens it. Both have to: `&`.",
+            "A key is open when *one* of the two masks opens it. Both have to.",
             part={"look": padding_or_causal},
             hint=3,
         ),
@@ -1854,7 +1888,7 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "output-alone",
-            "Only the output is returned. Asked for are the output and the weights.",
+            "Only the output is returned. Return two things: the output and the weights.",
             wrong=lambda q, k, v, cache, padding=None: step_with()(q, k, v, cache, padding)[0],
             hint=1,
         ),

@@ -184,7 +184,7 @@ STEPS_BACK = Exercise(
         Misconception(
             "key-minus-query",
             "Every number has the wrong sign: that is key minus query, how far ahead a key is. "
-            "Asked is how far *back* it is: a key at 2 is 3 steps behind a query at 5.",
+            "How far *back* it is, is wanted: a key at 2 is 3 steps behind a query at 5.",
             part={"combine": key_minus_query},
             hint=1,
         ),
@@ -203,8 +203,7 @@ STEPS_BACK = Exercise(
         ),
         Misconception(
             "added",
-            "The numbers are sums of two positions. The broadcasting is right; only the sign between the column and "
-            "the row is not.",
+            "The numbers are sums of two positions. How far back is a difference.",
             part={"combine": torch.add},
             hint=1,
         ),
@@ -226,7 +225,7 @@ STEPS_BACK = Exercise(
         Misconception(
             "input-turned-in-place",
             "The table is right, but after the call query_positions itself has another shape: unsqueeze_ (with the "
-            "underscore) changes the tensor that the caller still holds. Without it, you get a new view.",
+            "underscore) changes the tensor that the caller still holds. The form without it gives a new view.",
             wrong=unsqueezed_in_place,
             hint=3,
         ),
@@ -490,7 +489,7 @@ PAIRWISE_DOT = Exercise(
         Misconception(
             "input-turned-in-place",
             "The table is right, but after the call b itself is turned: t_ (with the underscore) changes the tensor "
-            "that the caller still holds. `.T` gives a turned view and leaves b alone.",
+            "that the caller still holds. There is a form that gives a turned view and leaves b alone.",
             wrong=transposed_in_place,
             hint=3,
         ),
@@ -503,7 +502,7 @@ PAIRWISE_DOT = Exercise(
         Misconception(
             "made-anew-from-numbers",
             "The numbers are right up to rounding, but the tensor was typed anew from Python numbers: it has lost the "
-            "dtype of the inputs and every gradient. One `@` does all of it at once.",
+            "dtype of the inputs and every gradient. There is an operator that does all of it at once.",
             wrong=dot_retyped,
             hint=2,
         ),
@@ -710,8 +709,8 @@ REGROUP = Exercise(
         ),
         Misconception(
             "not-brought-to-the-front",
-            "You cut each token's row rightly, but the tokens are still in front: (L, groups, E/groups). One step is "
-            "missing: the first two dimensions change places.",
+            "Each token's row is cut correctly, but the tokens are still in front: (L, groups, E/groups). One step is "
+            "missing: the groups should be in front.",
             wrong=not_brought_to_the_front,
             hint=2,
         ),
