@@ -114,3 +114,547 @@ def test_shapes_are_looked_at_before_a_property_speaks():
     for other in (torch.zeros(3, 5), torch.zeros(2), torch.full((2, 5), math.nan), torch.full((2, 5), INF), 1.0):
         assert speaks({}, other) is None
     assert speaks({}, torch.zeros(2, 5, device="meta")) is None
+
+
+# ----------------------------------------------------------------------- the wrong answer and its card
+
+
+def card_of(name, answer):
+    """What a learner sees who wrote this answer, in one string, and the cause's id."""
+    report = examine(exercises.find(name), LocalAnswer(answer), reference_allowed=True)
+    assert report.status == "wrong"
+    card = report.card
+    return report.cause, "\n".join((card.headline, *card.lines, card.cause, card.hint))
+
+
+def masked(scores, may_attend):
+    return torch.softmax(scores, -1) if may_attend is None else reference.masked_softmax(scores, may_attend)
+
+
+class Head(nn.Module):
+    """1.5 as it should be; the wrong ones below change one thing."""
+
+    def __init__(self, E, D):
+        super().__init__()
+        self.query = nn.Linear(E, D, bias=False)
+        self.key = nn.Linear(E, D, bias=False)
+        self.value = nn.Linear(E, D, bias=False)
+
+    def forward(self, x):
+        return reference.attend(self.query(x), self.key(x), self.value(x))
+
+
+class OneLayerForAll(Head):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.query = self.key = self.value = nn.Linear(E, D, bias=False)
+
+
+class KeyIsQuery(Head):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.key = self.query
+
+
+class QueryIsKey(Head):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.query = self.key
+
+
+class ValueIsKey(Head):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.value = self.key
+
+
+class Module(nn.Module):
+    """4.4, from methods that the wrong ones below replace."""
+
+    def __init__(self, E, H, dropout=0.0, bias=True, kdim=None, vdim=None):
+        super().__init__()
+        if E % H:
+            raise ValueError(f"{E} features, {H} heads")
+        self.H, self.dropout = H, dropout
+        self.query = nn.Linear(E, E, bias=bias)
+        self.key = nn.Linear(self.size(kdim, E), E, bias=bias)
+        self.value = nn.Linear(self.size(vdim, E), E, bias=bias)
+        self.out = nn.Linear(E, E, bias=self.out_bias(bias))
+
+    def size(self, wanted, E):
+        return E if wanted is None else wanted
+
+    def out_bias(self, bias):
+        return bias
+
+    def inputs(self, query, key, value):
+        return query, key, value
+
+    def weigh(self, scores, may_attend):
+        return masked(scores, may_attend)
+
+    def drop(self, weights):
+        return reference.attention_dropout(weights, self.dropout, self.training)
+
+    def finish(self, merged):
+        return self.out(merged)
+
+    def show(self, weights, average):
+        return weights.mean(1) if average else weights
+
+    def forward(self, query, key, value, may_attend=None, need_weights=False, average_weights=True):
+        query, key, value = self.inputs(query, key, value)
+        q, k, v = (
+            reference.split_heads(layer(x), self.H)
+            for layer, x in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        weights = self.weigh(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, may_attend)
+        output = self.finish(reference.merge_heads(self.drop(weights) @ v))
+        return output, self.show(weights, average_weights) if need_weights else None
+
+
+def module(**methods):
+    return type("Mine", (Module,), methods)
+
+
+def head_swapped(q, k, v):
+    weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=1)
+    return weights, weights @ v
+
+
+def steps_by_torch_tensor(query_positions, key_positions):
+    return torch.tensor([[q - k for k in key_positions] for q in query_positions])
+
+
+def leak_backward(fn, x):
+    x = x.clone().requires_grad_(True)
+    fn(x).sum().backward()
+    return x.grad
+
+
+def sharpness_scaled_once_more(D, scaled, keys=16, queries=500):
+    scores = reference.attention_scores(torch.randn(queries, 1, D), torch.randn(queries, keys, D))
+    if scaled:
+        scores = scores / math.sqrt(D)
+    return torch.softmax(scores, -1).amax(-1).mean().item()
+
+
+def and_of_masks(*masks):
+    m = masks[0]
+    for x in masks[1:]:
+        m = m and x
+    return m
+
+
+def tril_of_ones(L, S, offset=0, device=None):
+    return torch.tril(torch.ones(L, S))
+
+
+def triu_of_ones(L, S, offset=0, device=None):
+    return torch.triu(torch.ones(L, S), diagonal=1).bool()
+
+
+def padding_of_floats(lengths, S):
+    return (torch.arange(S, device=lengths.device) < lengths[:, None]).unsqueeze(1).float()
+
+
+def softmax_filled(low, dead=None):
+    def masked_softmax(scores, may_attend):
+        w = torch.softmax(torch.where(may_attend, scores, low), dim=-1)
+        return w if dead is None else torch.where(may_attend.any(-1, keepdim=True), w, dead(w))
+
+    return masked_softmax
+
+
+def even_rows(w):
+    return torch.full_like(w, 1 / w.shape[-1])
+
+
+def softmax_lost_dimension(scores, may_attend):
+    dead = ~may_attend.any(-1)
+    w = scores.masked_fill(~(may_attend | dead), -INF).softmax(-1)
+    return w.masked_fill(dead, 0.0)
+
+
+def parallel_unsqueezed(q, k, v, H, may_attend=None):
+    q, k, v = (reference.split_heads(x, H) for x in (q, k, v))
+    if may_attend is not None:
+        may_attend = may_attend.unsqueeze(1)
+    w = masked(q @ k.mT / math.sqrt(q.shape[-1]), may_attend)
+    return torch.cat((w @ v).unbind(1), dim=-1), w
+
+
+def dropout_per_key(weights, p, training):
+    if not training:
+        return weights
+    return weights * (torch.rand(weights.shape[-1], device=weights.device) >= p) / (1 - p)
+
+
+def gradient_all_at_once(fn, x, step=1e-5):
+    return (fn(x + step) - fn(x - step)) / (2 * step)
+
+
+def gradient_over_rows(fn, x, step=1e-5):
+    g = torch.zeros_like(x)
+    for i in range(len(x)):
+        d = torch.zeros_like(x)
+        d[i] = step
+        g[i] = (fn(x + d) - fn(x - d)) / (2 * step)
+    return g
+
+
+def gradient_one_sided(fn, x, step=1e-5):
+    g = torch.zeros_like(x)
+    for i in range(x.numel()):
+        d = torch.zeros_like(x)
+        d.view(-1)[i] = step
+        g.view(-1)[i] = (fn(x + d) - fn(x)) / step
+    return g
+
+
+def blocked_never_turned(attn_mask, key_padding_mask, N, H):
+    def closed(m):
+        return m if m.dtype == torch.bool else m == -INF
+
+    blocked = None
+    if attn_mask is not None:
+        blocked = closed(attn_mask)
+        blocked = blocked.view(N, H, *blocked.shape[1:]) if blocked.dim() == 3 else blocked[None, None]
+    if key_padding_mask is not None:
+        padding = closed(key_padding_mask)[:, None, None, :]
+        blocked = padding if blocked is None else blocked | padding
+    return blocked  # the final ~ is missing
+
+
+def load_in_order(*names):
+    def load_from_torch(state):
+        ours = {"out.weight": state["out_proj.weight"]}
+        if "in_proj_weight" in state:
+            for name, w in zip(names, state["in_proj_weight"].chunk(3)):
+                ours[f"{name}.weight"] = w
+        else:
+            for name in ("query", "key", "value"):
+                ours[f"{name}.weight"] = state[f"{name[0]}_proj_weight"]
+        if "in_proj_bias" in state:
+            for name, b in zip(names, state["in_proj_bias"].chunk(3)):
+                ours[f"{name}.bias"] = b
+            ours["out.bias"] = state["out_proj.bias"]
+        return ours
+
+    return load_from_torch
+
+
+def export_in_order(*names):
+    def export_to_torch(state):
+        theirs = {"out_proj.weight": state["out.weight"]}
+        ours = [state[f"{name}.weight"] for name in names]
+        if len({w.shape for w in ours}) == 1:
+            theirs["in_proj_weight"] = torch.cat(ours)
+        else:
+            for name in ("query", "key", "value"):
+                theirs[f"{name[0]}_proj_weight"] = state[f"{name}.weight"]
+        if "out.bias" in state:
+            theirs["in_proj_bias"] = torch.cat([state[f"{name}.bias"] for name in names])
+            theirs["out_proj.bias"] = state["out.bias"]
+        return theirs
+
+    return export_to_torch
+
+
+def step_from_the_first_real_token(turn_q=reference.apply_rope, turn_k=reference.apply_rope, late=False, restart=False):
+    """6.5 as the lesson's closing question suggests: places count from each sample's first real token."""
+
+    def decode_step(q, k, v, cache, padding=None):
+        seen, L = len(cache), q.shape[2]
+        left = torch.zeros(len(q), dtype=torch.long, device=q.device) if padding is None else padding
+        here = torch.arange(0 if restart else seen, (0 if restart else seen) + L, device=q.device)
+        here = (here - left[:, None]).clamp(min=0)
+        keys, values = cache.append(turn_k(k, here), v)
+        j = torch.arange(seen + L, device=q.device)
+        open_ = (j <= torch.arange(seen, seen + L, device=q.device)[:, None]) & (j >= left[:, None, None])
+        return reference.grouped_attention(turn_q(q, here + L if late else here), keys, values, open_[:, None])
+
+    return decode_step
+
+
+def not_turned(x, positions):
+    return x
+
+
+def step_with_one_position(q, k, v, cache, padding=None):
+    seen, L = len(cache), q.shape[2]
+    here = torch.arange(seen, seen + L, device=q.device)
+    keys, values = cache.append(reference.apply_rope(k, here), v)
+    j = torch.arange(seen + L, device=q.device)
+    open_ = j <= here[:, None]
+    if padding is not None:
+        open_ = open_ & (j >= padding[:, None, None, None])
+    return reference.grouped_attention(
+        reference.apply_rope(q, torch.full((L,), seen, device=q.device)), keys, values, open_
+    )
+
+
+def move_by_cuda(batch, device):
+    if isinstance(batch, Tensor):
+        return batch.cuda()
+    if isinstance(batch, dict):
+        return {key: move_by_cuda(x, device) for key, x in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [move_by_cuda(x, device) for x in batch]
+    return batch
+
+
+def move_into_the_given_dict(batch, device):
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        for key in batch:
+            if isinstance(batch[key], Tensor):
+                batch[key] = batch[key].to(device)
+    return batch
+
+
+def fused(merge, fill=True):
+    def fused_attention(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+        L, S = q.shape[-2], k.shape[-2]
+        if may_attend is not None and is_causal:
+            may_attend, is_causal = merge(may_attend, torch.ones(L, S, dtype=torch.bool, device=q.device)), False
+        if not fill and may_attend is not None:
+            may_attend = may_attend | ~may_attend.any(-1, keepdim=True)
+        p = dropout_p if training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, may_attend, p, is_causal)
+
+    return fused_attention
+
+
+def flash(low=-INF, whole=False, scale=True, safe=True):
+    """8.3 with a finite fill, without the last block, or with scores that are not divided."""
+
+    def flash_forward(q, k, v, block_size, may_attend=None):
+        B, L, S = block_size, q.shape[-2], k.shape[-2]
+        mask = None if may_attend is None else may_attend.expand(*q.shape[:2], L, S)
+        output, lse = [], []
+        for i in range(0, L, B):
+            rows = q[..., i : i + B, :] / (q.shape[-1] ** 0.5 if scale else 1)
+            m = torch.full(rows.shape[:-1], -INF, dtype=q.dtype, device=q.device)
+            l, acc = torch.zeros_like(m), rows.new_zeros(*rows.shape[:-1], v.shape[-1])
+            for j in range(0, S // B * B if whole else S, B):
+                scores = rows @ k[..., j : j + B, :].mT
+                if mask is not None:
+                    scores = scores.masked_fill(~mask[..., i : i + B, j : j + B], low)
+                new = torch.maximum(m, scores.amax(-1))
+                at = new.masked_fill(new == -INF, 0.0)
+                p, less = (scores - at[..., None]).exp(), (m - at).exp()
+                l, acc, m = l * less + p.sum(-1), acc * less[..., None] + p @ v[..., j : j + B, :], new
+            output.append(acc / l.masked_fill(l == 0, 1.0)[..., None])
+            lse.append(m + l.log())
+        return torch.cat(output, -2), torch.cat(lse, -1)
+
+    return flash_forward
+
+
+def backward(delta=True, normalised=True, values_from_output=False, back=0.5):
+    def flash_backward(q, k, v, output, lse, grad_output, block_size, may_attend=None):
+        B, L, S = block_size, q.shape[-2], k.shape[-2]
+        mask = None if may_attend is None else may_attend.expand(*q.shape[:2], L, S)
+        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
+        for i in range(0, L, B):
+            a = slice(i, i + B)
+            d = (grad_output[..., a, :] * output[..., a, :]).sum(-1, keepdim=True) if delta else 0.0
+            for j in range(0, S, B):
+                b = slice(j, j + B)
+                s = q[..., a, :] @ k[..., b, :].mT * q.shape[-1] ** -0.5
+                if mask is not None:
+                    s = s.masked_fill(~mask[..., a, b], -INF)
+                p = (s - lse[..., a, None].nan_to_num(neginf=0.0) if normalised else s).exp()
+                grad_v[..., b, :] += p.mT @ (output if values_from_output else grad_output)[..., a, :]
+                g = p * (grad_output[..., a, :] @ v[..., b, :].mT - d) * q.shape[-1] ** -back
+                grad_q[..., a, :] += g @ k[..., b, :]
+                grad_k[..., b, :] += g.mT @ q[..., a, :]
+        return grad_q, grad_k, grad_v
+
+    return flash_backward
+
+
+def online(swapped=False, own=False):
+    def online_softmax(blocks):
+        m = l = None
+        for block in blocks:
+            top = block.amax(-1)
+            if m is None:
+                m, l = torch.full_like(top, -INF), torch.zeros_like(top)
+            new = torch.maximum(m, top)
+            at = new if own else new.masked_fill(new == -INF, 0.0)
+            l = l * (m - at).exp() + (block - (top if own else at)[..., None]).exp().sum(-1)
+            m = new
+        return (l, m) if swapped else (m, l)
+
+    return online_softmax
+
+
+CARDS = [
+    # exercise, what the learner wrote, the cause that is named, what is not said
+    ("steps_back", steps_by_torch_tensor, "left-torch", ""),
+    ("pairwise_dot", lambda a, b: (a[:, None] * b).sum(), "summed-over-everything", ""),
+    ("pairwise_dot", lambda a, b: a @ b.view(2, 4), "reshape-for-transpose", "not `*`"),
+    (
+        "regroup",
+        lambda x, groups: x.view(x.shape[0], groups, x.shape[1] / groups).transpose(0, 1),
+        "size-is-a-float",
+        "",
+    ),
+    ("attention_scores", lambda q, k: q @ k.mT / torch.sqrt(q.shape[-1]), "root-of-an-int", ""),
+    (
+        "stable_softmax",
+        lambda x, dim: x.exp() / x.exp().sum(),
+        "no-shift + sum-over-everything",
+        "Small numbers come out right",
+    ),
+    ("attend", head_swapped, "softmax-over-queries + weights-first", "The rows of your weights"),
+    (
+        "attend",
+        lambda q, k, v: (lambda w: (w * v, w))(torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)),
+        "entry-by-entry",
+        "outside the range",
+    ),
+    ("weight_sharpness", sharpness_scaled_once_more, "scaled-once-more", ""),
+    (
+        "SingleHead",
+        type("Mine", (Head,), {"forward": lambda self, x: reference.attend(self.query(x), self.key(x), x)[0]}),
+        "tokens-not-projected + output-only",
+        "The rows of your weights",
+    ),
+    ("SingleHead", OneLayerForAll, "one-projection-for-all", ""),
+    ("SingleHead", KeyIsQuery, "queries-from-the-key-projection", "queries are made with"),
+    ("SingleHead", QueryIsKey, "queries-from-the-key-projection", "queries are made with"),
+    ("SingleHead", ValueIsKey, "keys-from-the-value-projection", "keys are made with"),
+    ("causal_mask", tril_of_ones, "numbers-for-bools", ""),
+    ("causal_mask", triu_of_ones, "inverted", ""),
+    ("padding_mask", padding_of_floats, "numbers-for-bools", ""),
+    ("combine_masks", and_of_masks, "pythons-and", ""),
+    ("combine_masks", lambda *masks: functools.reduce(torch.logical_or, masks), "or-for-and", "**"),
+    (
+        "to_additive",
+        lambda m, dtype: torch.zeros(m.shape, dtype=dtype, device=m.device).masked_fill(~m, -1e9),
+        "large-negative-number",
+        "overflows in float16",
+    ),
+    ("masked_softmax", softmax_filled(-20.0, dead=torch.zeros_like), "not-low-enough", "nobody may look"),
+    ("masked_softmax", softmax_filled(-20.0), "not-low-enough", "nobody may look"),
+    ("masked_softmax", softmax_filled(-INF, dead=even_rows), "large-negative-number", "filled with one large"),
+    ("masked_softmax", softmax_lost_dimension, "keepdim-forgotten", ""),
+    ("future_leak", leak_backward, "gradient-of-the-sum", ""),
+    ("attend_in_parallel", parallel_unsqueezed, "mask-given-another-dimension", ""),
+    ("attention_dropout", dropout_per_key, "whole-keys", ""),
+    ("MultiHeadAttention", module(inputs=lambda self, q, k, v: (q, q, v)), "keys-from-query", ""),
+    ("MultiHeadAttention", module(inputs=lambda self, q, k, v: (q, k, q)), "values-from-query", ""),
+    ("MultiHeadAttention", module(size=lambda self, wanted, E: wanted), "none-for-a-size", ""),
+    (
+        "MultiHeadAttention",
+        module(weigh=lambda self, scores, m: reference.masked_softmax(scores, m)),
+        "mask-always-needed",
+        "",
+    ),
+    ("MultiHeadAttention", module(show=lambda self, w, average: w.mean(1)), "always-averaged", ""),
+    (
+        "MultiHeadAttention",
+        module(show=lambda self, w, average: w[:, 0] if average else w),
+        "one-head-for-the-average",
+        "",
+    ),
+    ("MultiHeadAttention", module(out_bias=lambda self, bias: True), "bias-ignored", "all four layers still"),
+    (
+        "MultiHeadAttention",
+        module(drop=lambda self, w: w * (torch.rand_like(w) >= self.dropout) if self.training else w),
+        "dropout-without-rescale",
+        "",
+    ),
+    (
+        "MultiHeadAttention",
+        module(
+            drop=lambda self, w: w,
+            finish=lambda self, merged: F.dropout(self.out(merged), self.dropout, self.training),
+        ),
+        "dropout-on-the-output",
+        "",
+    ),
+    (
+        "MultiHeadAttention",
+        module(
+            drop=lambda self, w: w,
+            finish=lambda self, merged: self.out(F.dropout(merged, self.dropout, self.training)),
+        ),
+        "dropout-on-the-merged-heads",
+        "",
+    ),
+    (
+        "MultiHeadAttention",
+        module(finish=lambda self, merged: F.dropout(self.out(merged), self.dropout, self.training)),
+        "dropout-twice",
+        "",
+    ),
+    (
+        "MultiHeadAttention",
+        module(
+            weigh=lambda self, scores, m: masked(F.dropout(scores, self.dropout, self.training), m),
+            drop=lambda self, w: w,
+        ),
+        "dropout-on-the-scores",
+        "",
+    ),
+    ("numerical_gradient", gradient_all_at_once, "all-at-once", ""),
+    ("numerical_gradient", gradient_over_rows, "a-row-at-a-time", ""),
+    ("numerical_gradient", gradient_one_sided, "one-sided", "With a large step"),
+    ("to_may_attend", blocked_never_turned, "polarity-kept", "*one* of the masks"),
+    ("load_from_torch", load_in_order("key", "query", "value"), "key-first", ""),
+    ("load_from_torch", load_in_order("query", "value", "key"), "value-before-key", ""),
+    ("export_to_torch", export_in_order("query", "value", "key"), "value-before-key", ""),
+    ("export_to_torch", export_in_order("key", "query", "value"), "key-first", ""),
+    ("decode_step", step_from_the_first_real_token(turn_k=not_turned), "keys-not-turned", ""),
+    ("decode_step", step_from_the_first_real_token(turn_q=not_turned), "queries-not-turned", ""),
+    ("decode_step", step_from_the_first_real_token(late=True), "length-asked-too-late", ""),
+    ("decode_step", step_from_the_first_real_token(restart=True), "positions-restart", ""),
+    ("decode_step", step_with_one_position, "one-position-for-all", ""),
+    ("to_device", move_by_cuda, "cuda-whatever-device-says", ""),
+    ("to_device", move_into_the_given_dict, "in-place", "underscore"),
+    (
+        "attention_flops",
+        lambda N, H, L, D: 4 * N * H * L * L * D + 8 * N * L * (H * D) ** 2,
+        "projections-counted",
+        "",
+    ),
+    ("fused_attention", fused(lambda m, ones: m & ones.tril(ones.shape[1] - ones.shape[0])), "lower-right", "mean weight"),
+    ("fused_attention", fused(lambda m, ones: m | ones.tril()), "either-is-enough", ""),
+    ("fused_attention", fused(lambda m, ones: m & ones.tril(), fill=False), "dead-rows-left-open", ""),
+    (
+        "mixed_precision_gap",
+        lambda fn, x, dtype: (
+            (fn(x.to(dtype)).double() - fn(x.double())).abs().mean()
+            / fn(x.double()).abs().mean()
+            / torch.finfo(dtype).eps
+        ).item(),
+        "mean-over-mean + nan-for-inf",
+        "",
+    ),
+    ("online_softmax", online(swapped=True), "sum-first", "not the largest"),
+    ("online_softmax", online(own=True), "block-relative-to-itself", ""),
+    *(
+        ("flash_forward", flash(low=low), "large-negative-number", "m + log")
+        for low in (-1e4, -1e6, -1e9, torch.finfo(torch.float64).min)
+    ),
+    ("flash_forward", flash(scale=False), "no-scale", "lse is not"),
+    ("flash_forward", flash(whole=True), "last-keys-lost", "lse is not"),
+    ("flash_backward", backward(delta=False), "softmax-as-if-alone", ""),
+    ("flash_backward", backward(normalised=False), "exponentials-alone", ""),
+    ("flash_backward", backward(values_from_output=True), "values-from-the-output", ""),
+    ("flash_backward", backward(back=0.0), "no-scale-back", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "cause", "never"), CARDS, ids=[f"{name}: {cause}" for name, _, cause, _ in CARDS]
+)
+def test_the_card_names_the_cause_and_says_nothing_false(name, answer, cause, never):
+    named, said = card_of(name, answer)
+    assert named == cause, said
+    assert not never or never not in said

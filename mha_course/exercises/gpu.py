@@ -2243,16 +2243,16 @@ MIXED_PRECISION_GAP = Exercise(
             "You give the mean error. One wrong number among a thousand right ones would vanish in it; take the largest.",
             part={"compare": lambda low, truth: (low - truth).abs().mean()},
             hint=2,
-            also=(
-                gap_with(
-                    compare=lambda low, truth: (low - truth).abs().mean(), size=lambda truth: truth.abs().mean()
-                ),
-                lambda fn, x, dtype: (
-                    (fn(x.double()) - fn(x.to(dtype))).abs().mean()
-                    / fn(x.double()).abs().max()
-                    / torch.finfo(dtype).eps
-                ).item(),
-            ),
+        ),
+        Misconception(
+            "mean-over-mean",
+            "You divide the mean error by the mean size. One wrong number among a thousand right ones would vanish in the first; "
+            "take the largest of both.",
+            part={
+                "compare": lambda low, truth: (low - truth).abs().mean(),
+                "size": lambda truth: truth.abs().mean(),
+            },
+            hint=2,
         ),
         Misconception(
             "sum-for-largest",
