@@ -15,7 +15,9 @@ from torch import Tensor
 Fails = Callable[[Mapping[str, Any], Any], str | None]
 
 
-def of_shape(*shapes: Callable[[Mapping[str, Any]], tuple], infinite: bool = False) -> Callable[[Fails], Fails]:
+def of_shape(
+    *shapes: Callable[[Mapping[str, Any]], tuple], infinite: bool = False
+) -> Callable[[Fails], Fails]:
     """Let a property speak only where the answer's results have the shapes they should have, and hold no NaN.
 
     Args:
@@ -57,5 +59,3 @@ def a_number(fails: Fails) -> Fails:
         return fails(inputs, value)
 
     return careful
-
-

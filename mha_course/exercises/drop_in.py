@@ -132,7 +132,9 @@ TO_MAY_ATTEND = Exercise(
             "Everything is the wrong way round: torch's bool masks say True = blocked, ours True = may look.",
             part={"turn": lambda blocked: blocked},
             hint=1,
-            also=(may_attend_with(turn=lambda blocked: blocked, both=lambda a, b: a | b),),  # not turned at the end
+            also=(
+                may_attend_with(turn=lambda blocked: blocked, both=lambda a, b: a | b),
+            ),  # not turned at the end
         ),
         Misconception(
             "polarity-kept-for-padding",

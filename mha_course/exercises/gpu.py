@@ -74,7 +74,7 @@ PICK_DEVICE = Exercise(
         Misconception(
             "always-cuda",
             "You give cuda whatever is there. On every machine without one, the next line would stop. (Look at `cuda` and `mps`: "
-            "whoever calls may have said what is there.)",
+            "the caller may have said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cuda"),
             hint=1,
             also=(picking(lambda cuda, mps: "cuda:0"),),
@@ -82,13 +82,13 @@ PICK_DEVICE = Exercise(
         Misconception(
             "always-cpu",
             "You give cpu whatever is there: right everywhere, and slow everywhere. (Or do you ask torch again? Look at `cuda` and "
-            "`mps`: whoever calls has said what is there.)",
+            "`mps`: the caller has said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cpu"),
             hint=1,
         ),
         Misconception(
             "no-mps",
-            "A Mac with a GPU gets the CPU: mps is not asked for.",
+            "A Mac with a GPU gets the CPU: nobody asks whether mps is there.",
             wrong=picking(lambda cuda, mps: torch.device("cuda" if cuda else "cpu")),
             hint=2,
         ),
@@ -399,7 +399,7 @@ TO_DEVICE = Exercise(
         ),
         Misconception(
             "in-place",
-            "The batch that was given has changed: its own dict now holds the moved tensors. Whoever gave it may need it "
+            "The batch that was given has changed: its own dict now holds the moved tensors. The caller may still need it "
             "where it was. Build a new dict.",
             wrong=move_in_place,
             hint=2,
@@ -690,7 +690,7 @@ CAUSAL_MASK_MODULE = Exercise(
         Misconception(
             "smallest-number",
             "You fill with the smallest number of the dtype. It is finite: the next thing that is added to it may be more than "
-            "float16 can hold, and where all keys are closed it makes an average. Here −∞ is asked for.",
+            "float16 can hold, and where all keys are closed it makes an average. Here −∞ is wanted.",
             part={"fill": lambda dtype: torch.finfo(dtype).min},
             hint=2,
         ),
@@ -1068,7 +1068,7 @@ BENCHMARK = Exercise(
         ),
         Misconception(
             "not-divided",
-            "You give the time of all the repeats together; asked for is one call.",
+            "You give the time of all the repeats together; that of one call is wanted.",
             wrong=lambda fn, device, repeats=20, warmup=3: bench_whole_loop(
                 fn, device, repeats, warmup, divide=False
             ),
@@ -1124,7 +1124,7 @@ BENCHMARK = Exercise(
         ),
         Misconception(
             "all-of-them",
-            "You give all the times. Asked for is one number, their median.",
+            "You give all the times. One number is wanted, their median.",
             part={"summary": list},
             hint=3,
         ),
@@ -1230,7 +1230,7 @@ ATTENTION_FLOPS = Exercise(
         ),
         Misconception(
             "heads-forgotten",
-            "Right for one head. There are H of them, each with products of its own.",
+            "The heads are missing: there are H of them, each with products of its own.",
             part={"heads": lambda H: 1},
             hint=1,
         ),
@@ -1242,7 +1242,7 @@ ATTENTION_FLOPS = Exercise(
         ),
         Misconception(
             "batch-forgotten",
-            "Right for one sample. There are N of them.",
+            "The batch is missing: there are N samples.",
             part={"batch": lambda N: 1},
             hint=1,
         ),
@@ -1357,13 +1357,13 @@ ATTENTION_BYTES = Exercise(
     misconceptions=(
         Misconception(
             "always-four-bytes",
-            "Right for float32. A bfloat16 has 2 bytes and a float64 has 8: ask the dtype.",
+            "Four bytes for every number, as float32 has. A bfloat16 has 2 bytes and a float64 has 8: ask the dtype.",
             part={"size": lambda dtype: 4},
             hint=2,
         ),
         Misconception(
             "numbers-for-bytes",
-            "You counted numbers; asked for are bytes. How many has one number of this dtype?",
+            "You counted numbers, and bytes are wanted. How many has one number of this dtype?",
             part={"size": lambda dtype: 1},
             hint=2,
         ),
@@ -1424,7 +1424,7 @@ ATTENTION_BYTES = Exercise(
         ),
         Misconception(
             "heads-forgotten",
-            "Right for one head. Each of the H heads has tensors of its own.",
+            "The heads are missing: each of the H heads has tensors of its own.",
             part={"heads": lambda H: 1},
             hint=1,
         ),
@@ -1539,7 +1539,7 @@ ROOFLINE = Exercise(
         ),
         Misconception(
             "sides-swapped",
-            "The seconds are right, the side is not: what takes longer is what sets the time.",
+            "The side is the other one: what takes longer is what sets the time.",
             part={"side": lambda c, m: c > m},
             hint=1,
         ),
@@ -1589,13 +1589,13 @@ ROOFLINE = Exercise(
         ),
         Misconception(
             "flops-per-second",
-            "Your first number is a speed, in FLOP/s: the height of the roof. Asked for are seconds.",
+            "Your first number is a speed, in FLOP/s: the height of the roof. Seconds are wanted.",
             wrong=lambda f, m, pf, pb: (min(pf, f / m * pb), "memory" if f / m < pf / pb else "compute"),
             hint=2,
         ),
         Misconception(
             "intensity",
-            "Your first number is FLOPs per byte, the work's intensity. Asked for are seconds.",
+            "Your first number is FLOPs per byte, the work's intensity. Seconds are wanted.",
             wrong=lambda f, m, pf, pb: (f / m, "memory" if f / m < pf / pb else "compute"),
             hint=2,
         ),
@@ -1866,7 +1866,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "dropout-inverted",
-            "Dropped out of training, and not in it: the wrong way round.",
+            "Weights are dropped outside training, and not in it: the wrong way round.",
             part={"rate": lambda p, training: 0.0 if training else p},
             hint=1,
         ),
@@ -1878,7 +1878,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "causal-in-training-only",
-            "Right in training; out of it the future is open. Dropout belongs to training, a causal mask to the model.",
+            "Outside training the future is open in yours. Dropout belongs to training, a causal mask to the model.",
             part={"causal": lambda is_causal, training: is_causal and training},
             hint=1,
         ),
@@ -1999,7 +1999,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "cut-off",
-            "The numbers are right, and nothing can learn through them: the result was detached (or made under no_grad).",
+            "Nothing can learn through your result: it was detached (or made under no_grad).",
             part={"after": lambda output: output.detach()},
         ),
         Misconception(
@@ -2157,8 +2157,8 @@ MIXED_PRECISION_GAP = Exercise(
     misconceptions=(
         Misconception(
             "not-in-steps",
-            "That is a plain relative error; its size says nothing until you know the dtype. Divide it by the dtype's rounding step, "
-            "`torch.finfo(dtype).eps`.",
+            "That is a plain relative error; its size says nothing until you know the dtype. Divide it by the dtype's rounding "
+            "step.",
             part={"step": lambda dtype: 1.0},
             hint=2,
         ),
@@ -2172,7 +2172,7 @@ MIXED_PRECISION_GAP = Exercise(
         ),
         Misconception(
             "float16s-step-for-bfloat16",
-            "Right for float16; bfloat16 has 3 bits fewer, and its step is 8 times as large. Ask `torch.finfo(dtype)`.",
+            "float16's step is not bfloat16's: that has 3 bits fewer, and its step is 8 times as large. Ask torch about each dtype.",
             part={
                 "step": lambda dtype: (
                     max(torch.finfo(dtype).eps, torch.finfo(FLOAT16).eps) if dtype != BFLOAT16 else 2**-10
@@ -2288,7 +2288,7 @@ MIXED_PRECISION_GAP = Exercise(
         ),
         Misconception(
             "a-tensor",
-            "You give a tensor; asked for is a Python number.",
+            "You give a tensor; a Python number is wanted.",
             part={"number": lambda gap: gap},
             hint=3,
         ),

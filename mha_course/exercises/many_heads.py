@@ -39,7 +39,7 @@ def accept(E, H):
 
 UNEVEN_ACCEPTED = (
     "10 features and 3 heads are accepted in silence: 10 // 3 is 3, and the tenth feature is lost or somebody gets "
-    "less than the others. Whoever calls this would never know. Say no first, with a ValueError that names both numbers."
+    "less than the others. The caller would never know. Say no first, with a ValueError that names both numbers."
 )
 UNEVEN_TO_TORCH = (
     "10 features and 3 heads do stop your code, with an error about something else that happened later on. "
@@ -328,8 +328,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "windows-overlap",
-            "Head 0 is right, the others are not: head h starts at feature h. Each has D features, so head h starts "
-            "where h whole heads end.",
+            "Head h starts at feature h in yours. Each head has D features, so head h starts where h whole heads end.",
             part={"share": lambda x, h, H: x[..., h : h + x.shape[-1] // H]},
             hint=2,
         ),
@@ -412,7 +411,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "outputs-interleaved",
-            "The output has the right shape, but the heads' features take turns: first feature of each head, then the "
+            "In the output the heads' features take turns: first feature of each head, then the "
             "second of each … Whole heads go side by side.",
             part={"join": lambda outputs: torch.stack(outputs, -1).flatten(2)},
             hint=2,
@@ -432,8 +431,8 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "weights-dimension-elsewhere",
-            "The heads are not dimension 1 of your weights: wanted is (N, H, L, S). `stack` takes "
-            "the place of the new dimension.",
+            "The heads are not dimension 1 of your weights: (N, H, L, S) is wanted. `stack` can be told "
+            "where the new dimension goes.",
             part={"gather": lambda weights: torch.stack(weights, 0)},
             hint=3,
             also=(
@@ -616,21 +615,21 @@ SPLIT_HEADS = Exercise(
     misconceptions=(
         Misconception(
             "view-without-transpose",
-            "The shape is right, the numbers are scrambled: `view` (or `reshape`) fills the new shape in reading order, "
+            "The numbers are scrambled: `view` (or `reshape`) fills the new shape in reading order, "
             "so head 0 swallowed the first tokens whole. Cut each token first, then bring the heads forward.",
             part={"cut": lambda x, H: x.reshape(len(x), H, x.shape[1], -1)},
             hint=2,
         ),
         Misconception(
             "heads-not-brought-forward",
-            "Each token is cut rightly, but the heads still stand behind the tokens: (N, L, H, D). Two dimensions have "
-            "to change places.",
+            "Each token is cut, and the heads still stand behind the tokens: (N, L, H, D). Two dimensions have to change "
+            "places.",
             part={"cut": lambda x, H: x.reshape(*x.shape[:2], H, -1)},
             hint=2,
         ),
         Misconception(
             "strided-heads",
-            "The shape is right, but head 0 has features 0, H, 2H, …: you made D groups of H features. H groups of D "
+            "Head 0 of yours has features 0, H, 2H, …: you made D groups of H features. H groups of D "
             "are wanted: in the view, the heads come before what is inside a head.",
             part={"cut": cut_strided},
             hint=3,
@@ -667,7 +666,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "heads-before-the-batch",
-            "The heads are right, but they stand before the batch: (H, N, L, D). Wanted is (N, H, L, D).",
+            "The heads stand before the batch: (H, N, L, D). (N, H, L, D) is wanted.",
             part={"cut": lambda x, H: cut_and_turn(x, H).transpose(0, 1)},
             hint=2,
             also=(lambda x, H: (refuse(x.shape[-1], H), torch.stack(x.chunk(H, -1)))[1],),
@@ -682,7 +681,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "turned-then-viewed",
-            "The shape is right, the numbers are scrambled: tokens and features changed places first, and then a new "
+            "The numbers are scrambled: tokens and features changed places first, and then a new "
             "shape was filled in reading order. Cut first; exchange when the heads have a dimension of their own.",
             part={"cut": lambda x, H: x.mT.reshape(len(x), H, x.shape[1], -1)},
             hint=2,
@@ -696,8 +695,8 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "size-is-a-float",
-            "torch got a size with a decimal point: `E / H` gives 4.0 even where it comes out even. Whole numbers come "
-            "from `//`.",
+            "torch got a size with a decimal point: `E / H` gives 4.0 even where it comes out even. There is a division that "
+            "gives whole numbers.",
             part={"cut": cut_with_float_size},
             hint=3,
             also=(
@@ -709,7 +708,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "pieces-not-stacked",
-            "The heads are right, but in a tuple or list of tensors. One tensor is wanted, with the heads as its "
+            "The heads come in a tuple or list of tensors. One tensor is wanted, with the heads as its "
             "dimension 1.",
             part={"cut": lambda x, H: x.chunk(H, dim=-1)},
             hint=1,
@@ -724,13 +723,13 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "cut-off",
-            "Right numbers, cut off from x (`detach`, `.data`, NumPy): nothing before this line could learn.",
+            "The heads are cut off from x (`detach`, `.data`, NumPy): nothing before this line could learn.",
             part={"cut": lambda x, H: cut_and_turn(x, H).detach()},
             hint=2,
         ),
         Misconception(
             "input-reshaped-in-place",
-            "The result is right, but x itself has another shape afterwards: an operation with an underscore "
+            "x itself has another shape afterwards: an operation with an underscore "
             "(`resize_`, `unsqueeze_`, `transpose_`) changes the tensor that your caller still holds.",
             part={"cut": lambda x, H: x.unsqueeze_(2).reshape(len(x), x.shape[1], H, -1).transpose(1, 2)},
             hint=3,
@@ -1228,7 +1227,7 @@ ATTEND_IN_PARALLEL = Exercise(
     misconceptions=(
         Misconception(
             "scrambled-split",
-            "The shapes are right, the numbers are not: q, k and v were cut by `view` or `reshape` alone, so a head "
+            "The numbers are scrambled: q, k and v were cut by `view` or `reshape` alone, so a head "
             "sees pieces of different tokens as if they were one. Use your `split_heads`.",
             part={"split": scrambled_split},
             hint=2,
@@ -1407,7 +1406,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-of-sample-0",
-            "Sample 0 is right, the others have its mask: every sample brings its own.",
+            "All samples have the mask of sample 0: every sample brings its own.",
             part={"weights": mask_of_sample_0},
             hint=3,
         ),
@@ -1425,13 +1424,18 @@ ATTEND_IN_PARALLEL = Exercise(
             hint=3,
             also=tuple(
                 parallel_with(weights=weights, merge=merge)
-                for weights in (mask_with_a_place_for_heads, filled(-torch.inf, one_dimension_more), filled(-1e9, one_dimension_more))
+                for weights in (
+                    mask_with_a_place_for_heads,
+                    filled(-torch.inf, one_dimension_more),
+                    filled(-1e9, one_dimension_more),
+                )
                 for merge in MERGES
             ),
         ),
         Misconception(
             "mask-as-a-truth-value",
-            "`if may_attend:` asks a whole tensor whether it is true, and torch cannot say. Ask `is None` instead.",
+            "`if may_attend:` asks a whole tensor whether it is true, and torch cannot say. Whether there *is* a mask "
+            "is another question.",
             part={"weights": truth_of_mask},
             hint=3,
         ),
@@ -1457,7 +1461,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "scores-returned",
-            "The output is right. The second thing you return are the scores; asked for are the weights.",
+            "The output is right. The second thing you return is the scores; the weights are wanted.",
             wrong=scores_given_back,
             hint=2,
         ),
@@ -1885,7 +1889,7 @@ HEAD_DISTANCE = Exercise(
         ),
         Misconception(
             "largest-over-queries",
-            "The largest distance of any query was taken; asked for is the mean over queries and samples.",
+            "The largest distance of any query was taken; the mean over queries and samples is wanted.",
             part={"average": lambda x: x.amax(dim=(0, 3))},
             hint=2,
         ),

@@ -461,7 +461,9 @@ def module_with(
             dropped = drop(weights, self.dropout, self.training)
             output = finish(self, merge(dropped @ v))
             seen = shown(weights, dropped)
-            return answer(output, average(seen) if when(average_weights) else seen, need_weights, average_weights)
+            return answer(
+                output, average(seen) if when(average_weights) else seen, need_weights, average_weights
+            )
 
     return MultiHeadAttention
 
@@ -575,7 +577,9 @@ MULTI_HEAD_ATTENTION = Exercise(
     builds_on=("attend_in_parallel", "split_heads", "merge_heads", "masked_softmax", "attention_dropout"),
     cases=(
         Case("cross-attention, nothing else", cross, construct={"E": 12, "H": 3}),
-        Case("a causal mask (L, S) in training", causal_self_attention, construct={"E": 8, "H": 2}, train=True),
+        Case(
+            "a causal mask (L, S) in training", causal_self_attention, construct={"E": 8, "H": 2}, train=True
+        ),
         Case(
             "weights per head",
             lambda draw: cross(draw, need_weights=True, average_weights=False),
@@ -825,9 +829,7 @@ MULTI_HEAD_ATTENTION = Exercise(
             "feature.",
             wrong=module_with(
                 drop=lambda w, p, training: w,
-                finish=lambda module, merged: module.out(
-                    F.dropout(merged, module.dropout, module.training)
-                ),
+                finish=lambda module, merged: module.out(F.dropout(merged, module.dropout, module.training)),
             ),
             hint=3,
         ),

@@ -83,7 +83,7 @@ ATTENTION_SCORES = Exercise(
     misconceptions=(
         Misconception(
             "no-scale",
-            "Every score is √D times too large: the dot products are right, the division by √D is missing.",
+            "Every score is √D times too large: these are the dot products, and the division by √D is missing.",
             part={"scale": lambda q, k: 1.0},
             hint=2,
             also=(lambda q, k: torch.einsum("nld,nsd->nls", q, k),),

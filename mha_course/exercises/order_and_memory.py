@@ -599,7 +599,7 @@ APPLY_ROPE = Exercise(
         Misconception(
             "layouts-mixed",
             "Two layouts are mixed: the vectors are paired one way, the angles are laid out the other way. With "
-            "neighbours as pairs the angles go θ0, θ0, θ1, θ1, …: `repeat_interleave`, not `cat` or `repeat`.",
+            "neighbours as pairs the angles go θ0, θ0, θ1, θ1, …: each twice on the spot, not the whole row twice.",
             wrong=rope_tiled_angles,
             hint=2,
             also=(rope_halves_by_pair_angles,),
@@ -1016,7 +1016,7 @@ GROUPED_ATTENTION = Exercise(
         Misconception(
             "tiled-instead-of-neighbours",
             "Query head h of yours looks at key-value head h mod Hkv: `repeat` lays the whole row of heads down again and "
-            "again. *Neighbours* share one: `repeat_interleave`, head h looks at h // (H / Hkv).",
+            "again. *Neighbours* share one: the first H / Hkv query heads look at key-value head 0, the next ones at 1.",
             part={"keys": tiled, "values": tiled},
             hint=1,
             also=(
@@ -1037,7 +1037,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "first-for-all",
-            "All query heads look at key-value head 0. With one that is right; with more, each group has its own.",
+            "All query heads look at key-value head 0. Each group of query heads has its own.",
             part={"keys": first_for_all, "values": first_for_all},
             hint=1,
         ),
@@ -1056,7 +1056,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "heads-come-back-in-another-order",
-            "Every head is computed rightly, and they come back in another order: first the first of each group, then the "
+            "The heads come back in another order: first the first of each group, then the "
             "second of each. Head h belongs at place h.",
             part={"give": regrouped_output},
             hint=2,
@@ -1466,8 +1466,7 @@ KV_CACHE = Exercise(
         ),
         Misconception(
             "empty-has-no-length",
-            "A new cache has no length: asked for it, yours fails. It is empty: 0. `decode_step` will ask before the first "
-            "`append`.",
+            "`len` of a new cache fails. A new cache is empty: 0. `decode_step` will ask before the first `append`.",
             part={"length": lambda cache: cache.k.shape[-2]},
             hint=3,
         ),
@@ -1764,14 +1763,17 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "one-position-for-all",
-            "All new tokens stand at one and the same position in yours. With one new token that is right; with several, each "
-            "stands one further than the one before.",
+            "All new tokens stand at one and the same position in yours. Each stands one further than the one before.",
             part={"places": lambda seen, L, left: from_the_start(seen, L, left)[:1].expand(L)},
             hint=1,
             also=(
                 step_with(query_places=lambda places, L: places[..., :1].expand(places.shape)),
                 *(
-                    step_with(places=lambda seen, L, left, n=n: from_the_start(seen + (n and L - 1), 1, left).expand(L))
+                    step_with(
+                        places=lambda seen, L, left, n=n: from_the_start(
+                            seen + (n and L - 1), 1, left
+                        ).expand(L)
+                    )
                     for n in (0, 1)
                 ),
             ),
@@ -1852,7 +1854,7 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "padding-inverted",
-            "Only the padding is looked at. A key may be seen where its place is `padding` or more.",
+            "Only the padding is looked at: the comparison with `padding` is the wrong way round.",
             part={"look": padding_inverted},
             hint=3,
         ),
@@ -1998,7 +2000,7 @@ KV_CACHE_BYTES = Exercise(
         ),
         Misconception(
             "numbers-not-bytes",
-            "You count numbers. Each takes `dtype.itemsize` bytes.",
+            "You count numbers. How many bytes does one take? Its dtype knows.",
             part={"each": lambda d: 1},
             hint=2,
         ),
@@ -2034,7 +2036,7 @@ KV_CACHE_BYTES = Exercise(
         ),
         Misconception(
             "in-larger-units",
-            "You give kilobytes, megabytes or gigabytes. Asked for are bytes, a whole number.",
+            "You give kilobytes, megabytes or gigabytes. Bytes are wanted, a whole number.",
             wrong=lambda N, S, Hkv, D, layers, dtype=torch.float16: (
                 bytes_with()(N, S, Hkv, D, layers, dtype) / 1024
             ),

@@ -287,7 +287,8 @@ ONLINE_SOFTMAX = Exercise(
             hint=2,
             also=(
                 online_with(
-                    new_sum=lambda block, new, top: (block - top.unsqueeze(-1)).exp().sum(-1), safe=lambda x: x
+                    new_sum=lambda block, new, top: (block - top.unsqueeze(-1)).exp().sum(-1),
+                    safe=lambda x: x,
                 ),
             ),
         ),
@@ -332,13 +333,13 @@ ONLINE_SOFTMAX = Exercise(
         ),
         Misconception(
             "logarithm",
-            "You give the logarithm of the sum. Asked for is the sum itself, relative to the maximum.",
+            "You give the logarithm of the sum. The sum itself is wanted, relative to the maximum.",
             part={"give": lambda m, l: (m, l.log())},
             hint=1,
         ),
         Misconception(
             "logsumexp",
-            "Your second number is maximum + log(sum). Asked for is the sum itself, relative to the maximum.",
+            "Your second number is maximum + log(sum). The sum itself is wanted, relative to the maximum.",
             part={"give": lambda m, l: (m, m + l.log())},
             hint=1,
         ),
@@ -564,7 +565,7 @@ LOGSUMEXP_MERGE = Exercise(
         ),
         Misconception(
             "sum-instead-of-its-logarithm",
-            "Your second result is the sum of exponentials. Asked for is its logarithm.",
+            "Your second result is the sum of exponentials. Its logarithm is wanted.",
             part={"both": lambda a, b: torch.logaddexp(a, b).exp()},
             hint=1,
         ),
@@ -1105,7 +1106,10 @@ FLASH_FORWARD = Exercise(
             also=tuple(
                 made
                 for low in (-1e4, -1e5, -1e6, -1e9, -1e10, -1e20, -1e30)
-                for made in (flash_with(low=low), flash_with(low=low, safe=lambda new: new, finish=plainly_divided))
+                for made in (
+                    flash_with(low=low),
+                    flash_with(low=low, safe=lambda new: new, finish=plainly_divided),
+                )
             )
             + (flash_with(low=torch.finfo(torch.float64).min), flash_with(low=torch.finfo(FLOAT32).min)),
         ),
@@ -1337,16 +1341,40 @@ def draw_backward(draw, **sizes):
 
 gradients_of_qkv = of_shape(*(lambda inputs, name=name: inputs[name].shape for name in "qkv"))
 WHAT_IS_WRONG = {  # whether the gradients of q, k and v are right → where to look
-    (False, False, True): "grad_v is right, so the weights of every tile are. grad_q and grad_k are not: look at what "
+    (
+        False,
+        False,
+        True,
+    ): "grad_v is right, so the weights of every tile are. grad_q and grad_k are not: look at what "
     "stands between the weights and them, the gradient of the weights, delta, the gradient of the scores, the scale.",
-    (True, True, False): "grad_q and grad_k are right, so the weights are, too. Only grad_v is not: what is mixed into "
+    (
+        True,
+        True,
+        False,
+    ): "grad_q and grad_k are right, so the weights are, too. Only grad_v is not: what is mixed into "
     "it, and is it added up over the blocks of queries?",
-    (False, True, True): "grad_k and grad_v are right, grad_q is not: what is multiplied with the gradient of the "
+    (
+        False,
+        True,
+        True,
+    ): "grad_k and grad_v are right, grad_q is not: what is multiplied with the gradient of the "
     "scores, and is it added up over the blocks of keys?",
-    (True, False, True): "grad_q and grad_v are right, grad_k is not: what is multiplied with the gradient of the "
+    (
+        True,
+        False,
+        True,
+    ): "grad_q and grad_v are right, grad_k is not: what is multiplied with the gradient of the "
     "scores, and is it added up over the blocks of queries?",
-    (True, False, False): "grad_q is right, grad_k and grad_v are not: both are added up over the blocks of queries.",
-    (False, False, False): "None of the three is right. grad_v needs nothing but the weights, so begin with those: are "
+    (
+        True,
+        False,
+        False,
+    ): "grad_q is right, grad_k and grad_v are not: both are added up over the blocks of queries.",
+    (
+        False,
+        False,
+        False,
+    ): "None of the three is right. grad_v needs nothing but the weights, so begin with those: are "
     "they made with the scale, the mask and lse?",
 }
 
@@ -1422,7 +1450,7 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "softmax-as-if-alone",
-            "grad_v is right, grad_q and grad_k are not: the gradient of the softmax lacks its second term. From each row of "
+            "The gradient of the softmax lacks its second term, so grad_q and grad_k are off. From each row of "
             "the weights' gradient its weighted mean, delta, is taken away.",
             part={"delta": lambda grad, output, p, grad_p: torch.zeros_like(grad[..., 0])},
             hint=2,
@@ -1454,7 +1482,7 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "values-from-the-output",
-            "grad_q and grad_k are right, grad_v is not: the weights are multiplied with the output. What goes back to the "
+            "For grad_v the weights are multiplied with the output. What goes back to the "
             "values is the output's *gradient*.",
             part={"of_values": lambda p, grad, output: p.mT @ output},
             hint=2,
@@ -1467,7 +1495,7 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "exponentials-alone",
-            "Not even grad_v is right: the weights are bare exponentials, not divided by their sum. lse is the logarithm of "
+            "Not even grad_v comes out: the weights are bare exponentials, not divided by their sum. lse is the logarithm of "
             "that sum.",
             part={"weights": lambda scores, lse: scores.exp()},
             hint=1,
@@ -1630,7 +1658,7 @@ PYTHON_IF = (
     "`if`, `and` and `or` need one True or False, and here `i` and `j` stand for many queries and keys at once. torch has a "
     "function that decides for each of them, and an operator that joins two conditions place by place."
 )
-MASK_RETURNED = "You give back True and False. Asked for is the *score* to use: the old one where the key is open, −∞ where it is closed."
+MASK_RETURNED = "You give back True and False. The *score* to use is wanted: the old one where the key is open, −∞ where it is closed."
 ZERO_SCORE = (
     "Closed keys get the score 0, and exp(0) = 1: they are still looked at. A closed key's score is −∞."
 )
@@ -1977,7 +2005,7 @@ ALIBI = Exercise(
         ),
         Misconception(
             "price-alone",
-            "You give the price. Asked for is the score, with the price taken off.",
+            "You give the price. The score is wanted, with the price taken off.",
             part={"apply": lambda score, price: price.expand(score.shape) + 0 * score},
             hint=1,
             also=(penalty(apply=lambda score, price: -price + 0 * score),),
