@@ -1104,14 +1104,17 @@ FLASH_FORWARD = Exercise(
             part={"low": -1e9},
             hint=3,
             also=tuple(
-                made
-                for low in (-1e4, -1e5, -1e6, -1e9, -1e10, -1e20, -1e30)
-                for made in (
-                    flash_with(low=low),
-                    flash_with(low=low, safe=lambda new: new, finish=plainly_divided),
+                flash_with(low=low, safe=safe, finish=finish)
+                for low in (
+                    -1e4,
+                    -1e5,
+                    -1e6,
+                    -1e9,
+                    -1e20,
+                    *(torch.finfo(d).min for d in (FLOAT32, torch.float64)),
                 )
-            )
-            + (flash_with(low=torch.finfo(torch.float64).min), flash_with(low=torch.finfo(FLOAT32).min)),
+                for safe, finish in ((finite, divided_at_the_end), (lambda new: new, plainly_divided))
+            ),
         ),
         Misconception(
             "mask-ignored",
