@@ -1360,7 +1360,7 @@ def tokens_of_another_cache(inputs, value):
     if value[0] <= 0:
         return None
     return (
-        f"A new cache should be empty, and yours says that it holds {value[0]}. Are those another cache's tokens? What belongs "
+        f"A new cache is not empty in yours: it says that it holds {value[0]}. Are those another cache's tokens? What belongs "
         "to one object is made in `__init__`, not in the class's body."
     )
 
