@@ -35,8 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mha_course.reference import attention_dropout, pack_projections, unpack_projections  # lesson 04
-from mha_course.reference import masked_softmax, merge_heads, split_heads  # lessons 02 and 03
+# From lessons 02 to 04
+from mha_course.reference import masked_softmax, merge_heads, split_heads
+from mha_course.reference import attention_dropout, pack_projections, unpack_projections
 
 _ = torch.manual_seed(0)
 
