@@ -54,7 +54,7 @@ class Draw:
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
         """Normal numbers of the given shape, mean 0, standard deviation ``scale``."""
-        return (torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale).to(dtype)
+        return (torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale).to(dtype)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Numbers in [0, 1) of the given shape."""

@@ -132,10 +132,13 @@ TO_MAY_ATTEND = Exercise(
             "Everything is the wrong way round: torch's bool masks say True = blocked, ours True = may look.",
             part={"turn": lambda blocked: blocked},
             hint=1,
+            also=(
+                may_attend_with(turn=lambda blocked: blocked, both=lambda a, b: a | b),
+            ),  # not turned at the end
         ),
         Misconception(
             "polarity-kept-for-padding",
-            "attn_mask is right, key_padding_mask the wrong way round: there, too, True means blocked (this is padding).",
+            "key_padding_mask is the wrong way round: in torch True means blocked there, too (this is padding).",
             part={"padding": lambda mask: ~mask[:, None, None, :]},
             hint=1,
         ),
@@ -319,6 +322,15 @@ def load_with(
     return load_from_torch
 
 
+def in_another_order(*order):
+    """The packed blocks taken in another order: of the weights, of the biases, or of both."""
+
+    def take(packed):
+        return [packed.chunk(3)[i] for i in order]
+
+    return load_with(packed=take, biases=take), load_with(packed=take), load_with(biases=take)
+
+
 def load_by_slices(state):
     E = state["out_proj.weight"].shape[0]
     ours = {}
@@ -357,12 +369,21 @@ LOAD = Exercise(
             "Query and key have changed places. The packed order is query, key, value.",
             part={"names": ("key", "query", "value")},
             hint=1,
+            also=in_another_order(1, 0, 2),
+        ),
+        Misconception(
+            "value-before-key",
+            "Key and value have changed places. The packed order is query, key, value.",
+            part={"names": ("query", "value", "key")},
+            hint=1,
+            also=in_another_order(0, 2, 1),
         ),
         Misconception(
             "backwards",
             "The three come out as value, key, query. The packed order is query, key, value.",
             part={"names": ("value", "key", "query")},
             hint=1,
+            also=in_another_order(2, 1, 0),
         ),
         Misconception(
             "every-third-row",
@@ -466,6 +487,18 @@ def export_with(
     return export_to_torch
 
 
+def packed_in_another_order(*order):
+    """Only what is packed has another order: the weights, the biases, or both."""
+
+    def put(found):
+        return torch.cat([found[i] for i in order])
+
+    def put_biases(found):
+        return {"in_proj_bias": put(found)}
+
+    return export_with(join=put, bias=put_biases), export_with(join=put), export_with(bias=put_biases)
+
+
 EXPORT = Exercise(
     name="export_to_torch",
     number="5.3",
@@ -485,12 +518,21 @@ EXPORT = Exercise(
             "Query and key have changed places. The packed order is query, key, value.",
             part={"order": ("key", "query", "value")},
             hint=1,
+            also=packed_in_another_order(1, 0, 2),
+        ),
+        Misconception(
+            "value-before-key",
+            "Packed as query, value, key. The order is query, key, value.",
+            part={"order": ("query", "value", "key")},
+            hint=1,
+            also=packed_in_another_order(0, 2, 1),
         ),
         Misconception(
             "backwards",
             "Packed as value, key, query. The order is query, key, value.",
             part={"order": ("value", "key", "query")},
             hint=1,
+            also=packed_in_another_order(2, 1, 0),
         ),
         Misconception(
             "side-by-side",
@@ -658,7 +700,7 @@ ADD_BIAS_KV = Exercise(
         ),
         Misconception(
             "new-key-first",
-            "The new key stands before the others; agreed was after them, as in torch.",
+            "The new key stands before the others; as in torch, it comes after them.",
             part={"where": "first"},
             hint=1,
             also=(bias_kv_with(where="first", mask=pad_true_first),),
@@ -803,7 +845,7 @@ ADD_ZERO_ATTN = Exercise(
         ),
         Misconception(
             "zeros-first",
-            "The zeros stand before the other keys; agreed was after them, as in torch.",
+            "The zeros stand before the other keys; as in torch, they come after them.",
             part={"where": "first"},
             hint=1,
             also=(zero_attn_with(where="first", mask=pad_true_first),),
@@ -1000,9 +1042,9 @@ def what_dropout_did(value, inputs):
     """Half of 40 000 weights are 0, give or take 0.003; what is left was doubled, so the mean row still sums to 1."""
     output, weights = value
     return {
-        "share of zeros in the weights": (weights == 0).double().mean().item(),
-        "mean sum of a row of weights": weights.sum(-1).mean().item(),
-        "outputs differ between copies": bool(output.std(0).min() > 0),
+        "the share of zeros in the weights": (weights == 0).double().mean().item(),
+        "the mean sum of a row of weights": weights.sum(-1).mean().item(),
+        "whether copies of one sample get different outputs": bool(output.std(0).min() > 0),
     }
 
 
@@ -1047,10 +1089,13 @@ MULTIHEAD_ATTENTION = Exercise(
             construct={"embed_dim": 12, "num_heads": 3, "batch_first": True},
         ),
         Case(
-            "sequence first (the default), attn_mask (L, S), weights per head",
-            lambda draw: sent(
-                draw, first=False, attn_mask=lambda d: ~d.mask(5, 7), average_attn_weights=False
-            ),
+            "batch first, attn_mask (L, S)",
+            lambda draw: sent(draw, attn_mask=lambda d: ~d.mask(5, 7)),
+            construct={"embed_dim": 12, "num_heads": 3, "batch_first": True},
+        ),
+        Case(
+            "sequence first (the default), weights per head",
+            lambda draw: sent(draw, first=False, average_attn_weights=False),
             construct={"embed_dim": 12, "num_heads": 3},
         ),
         Case(
@@ -1112,7 +1157,7 @@ MULTIHEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "not-turned-back",
-            "Sequence first came in and batch first goes out: turn the output back.",
+            "Sequence first comes in and batch first goes out: the output should have the layout of the query.",
             part={"turn_back": False},
             hint=1,
         ),
@@ -1216,7 +1261,8 @@ MULTIHEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "large-negative-fill",
-            "The sample that is nothing but padding looks everywhere alike: a large negative number instead of −∞.",
+            "The sample that is nothing but padding looks everywhere alike: all its scores became the same number, or its "
+            "weights were made even afterwards. It should get zeros.",
             part={"weigh": lambda s, m: (s if m is None else s.masked_fill(~m, -1e9)).softmax(-1)},
             hint=2,
         ),

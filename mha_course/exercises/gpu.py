@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -13,6 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
+
+from ._properties import a_number, of_shape
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 INF = torch.inf
@@ -71,7 +74,7 @@ PICK_DEVICE = Exercise(
         Misconception(
             "always-cuda",
             "You give cuda whatever is there. On every machine without one, the next line would stop. (Look at `cuda` and `mps`: "
-            "whoever calls may have said what is there.)",
+            "the caller may have said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cuda"),
             hint=1,
             also=(picking(lambda cuda, mps: "cuda:0"),),
@@ -79,13 +82,13 @@ PICK_DEVICE = Exercise(
         Misconception(
             "always-cpu",
             "You give cpu whatever is there: right everywhere, and slow everywhere. (Or do you ask torch again? Look at `cuda` and "
-            "`mps`: whoever calls has said what is there.)",
+            "`mps`: the caller has said what is there.)",
             wrong=lambda cuda=None, mps=None: torch.device("cpu"),
             hint=1,
         ),
         Misconception(
             "no-mps",
-            "A Mac with a GPU gets the CPU: mps is not asked for.",
+            "A Mac with a GPU gets the CPU: nobody asks whether mps is there.",
             wrong=picking(lambda cuda, mps: torch.device("cuda" if cuda else "cpu")),
             hint=2,
         ),
@@ -198,6 +201,15 @@ def rebind_the_loop_variable(batch, device):
     return batch
 
 
+def move_top_level_in_place(batch, device):
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        for key, x in batch.items():
+            batch[key] = x.to(device) if isinstance(x, Tensor) else x
+    return batch
+
+
 def move_in_place(batch, device):
     if isinstance(batch, Tensor):
         return batch.to(device)
@@ -290,6 +302,8 @@ def move_dict_of_anything(batch, device):
 
 def what_has_moved(inputs, value):
     """Which of the batch's tensors are where they should be."""
+    if isinstance(value, Tensor) != isinstance(inputs["batch"], Tensor):
+        return None
     places = [str(x.device) for x in tree_leaves(value) if isinstance(x, Tensor)]
     wanted = str(inputs["device"])
     if not places or set(places) == {wanted}:
@@ -385,10 +399,18 @@ TO_DEVICE = Exercise(
         ),
         Misconception(
             "in-place",
-            "The batch that was given has changed: its own dict now holds the moved tensors. Whoever gave it may need it "
+            "The batch that was given has changed: its own dict now holds the moved tensors. The caller may still need it "
             "where it was. Build a new dict.",
             wrong=move_in_place,
             hint=2,
+            also=(move_top_level_in_place,),
+        ),
+        Misconception(
+            "cuda-whatever-device-says",
+            "`.cuda()` goes to a CUDA GPU, whatever `device` says, and stops where there is none. The caller has chosen a "
+            "device: move to that one.",
+            part={"tensor": lambda x, d: x.cuda()},
+            hint=1,
         ),
         Misconception(
             "cast-to-float",
@@ -595,11 +617,10 @@ def longest(L):
     return {"longest": L}
 
 
+@of_shape(lambda inputs: inputs["scores"].shape, infinite=True)
 def future_is_closed(inputs, value):
     scores = inputs["scores"]
     future = ~triangle(scores.shape[-1])
-    if value.shape != scores.shape:
-        return None
     if bool((value == -INF).all(-1).any()):
         return "There is a row of yours that is −∞ from end to end. Every query may at least look at itself."
     if not bool((value[..., future] == -INF).all()):
@@ -669,7 +690,7 @@ CAUSAL_MASK_MODULE = Exercise(
         Misconception(
             "smallest-number",
             "You fill with the smallest number of the dtype. It is finite: the next thing that is added to it may be more than "
-            "float16 can hold, and where all keys are closed it makes an average. Here −∞ is asked for.",
+            "float16 can hold, and where all keys are closed it makes an average. Here −∞ is wanted.",
             part={"fill": lambda dtype: torch.finfo(dtype).min},
             hint=2,
         ),
@@ -920,20 +941,21 @@ def almost_nothing(value, inputs):
     return {"seconds": -1.0 if 0 < value < 1e-4 else value}
 
 
+@a_number
 def plausible(inputs, value):
-    if not isinstance(value, float):
-        return None
     truth = {"simulated_gpu": 6.3e-3, "simulated_slow_gpu": 85e-3, "simulated_busy_host": 5e-3}[
         inputs["device"].name
     ]
     if value < 0.99 * truth:
         return (
-            f"On this simulated GPU one call takes {1000 * truth:g} ms, launching included; you measured less: something was "
-            "still in the queue when you read the clock."
+            f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you give less. Was something "
+            "still in the queue when you read the clock? Or is it a single call, the quickest one, another clock?"
         )
+    if value <= 1.01 * truth:
+        return None
     return (
-        f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you measured more: "
-        "calls that are slow for another reason were counted."
+        f"On this simulated GPU one call usually takes {1000 * truth:g} ms, launching included; you give more. "
+        "Were calls counted that are slow for another reason (the first ones, disturbed ones), or several calls for one?"
     )
 
 
@@ -1046,7 +1068,7 @@ BENCHMARK = Exercise(
         ),
         Misconception(
             "not-divided",
-            "You give the time of all the repeats together; asked for is one call.",
+            "You give the time of all the repeats together; that of one call is wanted.",
             wrong=lambda fn, device, repeats=20, warmup=3: bench_whole_loop(
                 fn, device, repeats, warmup, divide=False
             ),
@@ -1102,7 +1124,7 @@ BENCHMARK = Exercise(
         ),
         Misconception(
             "all-of-them",
-            "You give all the times. Asked for is one number, their median.",
+            "You give all the times. One number is wanted, their median.",
             part={"summary": list},
             hint=3,
         ),
@@ -1208,7 +1230,7 @@ ATTENTION_FLOPS = Exercise(
         ),
         Misconception(
             "heads-forgotten",
-            "Right for one head. There are H of them, each with products of its own.",
+            "The heads are missing: there are H of them, each with products of its own.",
             part={"heads": lambda H: 1},
             hint=1,
         ),
@@ -1220,7 +1242,7 @@ ATTENTION_FLOPS = Exercise(
         ),
         Misconception(
             "batch-forgotten",
-            "Right for one sample. There are N of them.",
+            "The batch is missing: there are N samples.",
             part={"batch": lambda N: 1},
             hint=1,
         ),
@@ -1253,6 +1275,18 @@ ATTENTION_FLOPS = Exercise(
             "always in pairs.",
             wrong=lambda N, H, L, D: N * H * L * (L * (2 * D - 1) + D * (2 * L - 1)),
             hint=2,
+        ),
+        Misconception(
+            "projections-counted",
+            "Too much: the projections of q, k, v (and of the output) are in it. They belong to the layer around attention. Here "
+            "q, k and v are given.",
+            wrong=lambda N, H, L, D: 4 * N * H * L * L * D + 8 * N * L * (H * D) ** 2,
+            hint=1,
+            also=(
+                lambda N, H, L, D: 4 * N * H * L * L * D + 6 * N * L * (H * D) ** 2,
+                lambda N, H, L, D: 4 * N * H * L * L * D + 8 * N * H * L * D * D,
+                lambda N, H, L, D: 4 * N * H * L * L * D + 6 * N * H * L * D * D,
+            ),
         ),
         Misconception(
             "forward-and-backward",
@@ -1323,13 +1357,13 @@ ATTENTION_BYTES = Exercise(
     misconceptions=(
         Misconception(
             "always-four-bytes",
-            "Right for float32. A bfloat16 has 2 bytes and a float64 has 8: ask the dtype.",
+            "Four bytes for every number, as float32 has. A bfloat16 has 2 bytes and a float64 has 8: ask the dtype.",
             part={"size": lambda dtype: 4},
             hint=2,
         ),
         Misconception(
             "numbers-for-bytes",
-            "You counted numbers; asked for are bytes. How many has one number of this dtype?",
+            "You counted numbers, and bytes are wanted. How many has one number of this dtype?",
             part={"size": lambda dtype: 1},
             hint=2,
         ),
@@ -1390,7 +1424,7 @@ ATTENTION_BYTES = Exercise(
         ),
         Misconception(
             "heads-forgotten",
-            "Right for one head. Each of the H heads has tensors of its own.",
+            "The heads are missing: each of the H heads has tensors of its own.",
             part={"heads": lambda H: 1},
             hint=1,
         ),
@@ -1505,7 +1539,7 @@ ROOFLINE = Exercise(
         ),
         Misconception(
             "sides-swapped",
-            "The seconds are right, the side is not: what takes longer is what sets the time.",
+            "The side is the other one: what takes longer is what sets the time.",
             part={"side": lambda c, m: c > m},
             hint=1,
         ),
@@ -1555,13 +1589,13 @@ ROOFLINE = Exercise(
         ),
         Misconception(
             "flops-per-second",
-            "Your first number is a speed, in FLOP/s: the height of the roof. Asked for are seconds.",
+            "Your first number is a speed, in FLOP/s: the height of the roof. Seconds are wanted.",
             wrong=lambda f, m, pf, pb: (min(pf, f / m * pb), "memory" if f / m < pf / pb else "compute"),
             hint=2,
         ),
         Misconception(
             "intensity",
-            "Your first number is FLOPs per byte, the work's intensity. Asked for are seconds.",
+            "Your first number is FLOPs per byte, the work's intensity. Seconds are wanted.",
             wrong=lambda f, m, pf, pb: (f / m, "memory" if f / m < pf / pb else "compute"),
             hint=2,
         ),
@@ -1622,6 +1656,17 @@ def fused_with(
 
 def fused_causal_only(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
     return sdpa(q, k, v, None if is_causal else may_attend, dropout_p if training else 0.0, is_causal)
+
+
+def either_mask(q, k, may_attend, is_causal):
+    return may_attend if may_attend is None or not is_causal else may_attend | triangle_for(q, k)
+
+
+def fused_opens_dead_rows(q, k, v, may_attend=None, dropout_p=0.0, training=False, is_causal=False):
+    combined = both_masks(q, k, may_attend, is_causal)
+    if combined is not None:
+        combined = combined | ~combined.any(-1, keepdim=True)
+    return sdpa(q, k, v, combined, dropout_p if training else 0.0, is_causal and combined is None)
 
 
 def lower_right(q, k):
@@ -1745,7 +1790,7 @@ def left_padded(draw):
     """Padding before the tokens: under a causal mask, the first queries of sample 1 see nothing."""
     mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
     mask[1, ..., :3] = False
-    return draw_attention(draw, L=6, S=6, may_attend=mask, is_causal=True)
+    return draw_attention(draw, L=5, S=6, may_attend=mask, is_causal=True)
 
 
 def for_dropout(draw, **more):
@@ -1821,7 +1866,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "dropout-inverted",
-            "Dropped out of training, and not in it: the wrong way round.",
+            "Weights are dropped outside training, and not in it: the wrong way round.",
             part={"rate": lambda p, training: 0.0 if training else p},
             hint=1,
         ),
@@ -1833,7 +1878,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "causal-in-training-only",
-            "Right in training; out of it the future is open. Dropout belongs to training, a causal mask to the model.",
+            "Outside training the future is open in yours. Dropout belongs to training, a causal mask to the model.",
             part={"causal": lambda is_causal, training: is_causal and training},
             hint=1,
         ),
@@ -1899,10 +1944,24 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "lower-right",
-            "With more keys than queries your queries stand at the *end* of the keys. Here, and in torch's is_causal, query 0 stands at "
-            "key 0.",
+            "Where there are not as many queries as keys, your last query stands at the last key. Here, and in torch's is_causal, "
+            "it is the first ones that stand at the same place.",
             part={"merge": always_by_mask(lower_right)},
             hint=2,
+            also=(fused_with(merge=functools.partial(both_masks, triangle=lower_right)),),
+        ),
+        Misconception(
+            "either-is-enough",
+            "With a mask *and* is_causal, a key is open in yours where *one* of the two opens it. It has to get past both.",
+            part={"merge": either_mask},
+            hint=2,
+        ),
+        Misconception(
+            "dead-rows-left-open",
+            "A query that may see nothing looks at everything, as if there were no mask for it: its row was opened, so that no NaN "
+            "can arise, and its output was not set to zeros afterwards.",
+            wrong=fused_opens_dead_rows,
+            hint=3,
         ),
         Misconception(
             "future-for-past",
@@ -1940,7 +1999,7 @@ FUSED_ATTENTION = Exercise(
         ),
         Misconception(
             "cut-off",
-            "The numbers are right, and nothing can learn through them: the result was detached (or made under no_grad).",
+            "Nothing can learn through your result: it was detached (or made under no_grad).",
             part={"after": lambda output: output.detach()},
         ),
         Misconception(
@@ -2098,8 +2157,8 @@ MIXED_PRECISION_GAP = Exercise(
     misconceptions=(
         Misconception(
             "not-in-steps",
-            "That is a plain relative error; its size says nothing until you know the dtype. Divide it by the dtype's rounding step, "
-            "`torch.finfo(dtype).eps`.",
+            "That is a plain relative error; its size says nothing until you know the dtype. Divide it by the dtype's rounding "
+            "step.",
             part={"step": lambda dtype: 1.0},
             hint=2,
         ),
@@ -2113,7 +2172,7 @@ MIXED_PRECISION_GAP = Exercise(
         ),
         Misconception(
             "float16s-step-for-bfloat16",
-            "Right for float16; bfloat16 has 3 bits fewer, and its step is 8 times as large. Ask `torch.finfo(dtype)`.",
+            "float16's step is not bfloat16's: that has 3 bits fewer, and its step is 8 times as large. Ask torch about each dtype.",
             part={
                 "step": lambda dtype: (
                     max(torch.finfo(dtype).eps, torch.finfo(FLOAT16).eps) if dtype != BFLOAT16 else 2**-10
@@ -2186,6 +2245,16 @@ MIXED_PRECISION_GAP = Exercise(
             hint=2,
         ),
         Misconception(
+            "mean-over-mean",
+            "You divide the mean error by the mean size. One wrong number among a thousand right ones would vanish in the first; "
+            "take the largest of both.",
+            part={
+                "compare": lambda low, truth: (low - truth).abs().mean(),
+                "size": lambda truth: truth.abs().mean(),
+            },
+            hint=2,
+        ),
+        Misconception(
             "sum-for-largest",
             "You give the sum of all errors, which grows with the size of the result; take the largest.",
             part={"compare": lambda low, truth: (low - truth).abs().sum()},
@@ -2219,7 +2288,7 @@ MIXED_PRECISION_GAP = Exercise(
         ),
         Misconception(
             "a-tensor",
-            "You give a tensor; asked for is a Python number.",
+            "You give a tensor; a Python number is wanted.",
             part={"number": lambda gap: gap},
             hint=3,
         ),

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import a_number, of_shape
+
 FLOAT32 = torch.float32
 
 
@@ -37,7 +39,7 @@ def accept(E, H):
 
 UNEVEN_ACCEPTED = (
     "10 features and 3 heads are accepted in silence: 10 // 3 is 3, and the tenth feature is lost or somebody gets "
-    "less than the others. Whoever calls this would never know. Say no first, with a ValueError that names both numbers."
+    "less than the others. The caller would never know. Say no first, with a ValueError that names both numbers."
 )
 UNEVEN_TO_TORCH = (
     "10 features and 3 heads do stop your code, with an error about something else that happened later on. "
@@ -90,6 +92,7 @@ def loop_with(
     softmax=over_keys,
     join=lambda outputs: torch.cat(outputs, -1),
     gather=lambda weights: torch.stack(weights, 1),
+    give=lambda output, weights: (output, weights),
 ):
     """The loop over heads from its parts."""
 
@@ -101,7 +104,7 @@ def loop_with(
             w = softmax(scores(share(q, h, H), share(k, h, H), E))
             outputs.append(w @ share(v, h, H))
             weights.append(w)
-        return join(outputs), gather(weights)
+        return give(join(outputs), gather(weights))
 
     return attend_by_loop
 
@@ -235,10 +238,15 @@ def draw_heads(draw, dtype=torch.float64, N=2, L=5, S=7, H=3, D=4, E=None):
     }
 
 
+an_output_and_weights = of_shape(
+    lambda inputs: inputs["q"].shape,
+    lambda inputs: (len(inputs["q"]), inputs["H"], inputs["q"].shape[1], inputs["k"].shape[1]),
+)
+
+
+@an_output_and_weights
 def rows_of_each_head(inputs, value):
     weights = value[1].double()
-    if bool(weights.isnan().any()):
-        return None
     sums = {d: weights.sum(d) for d in range(weights.dim())}
     # a row that may see nothing sums to 0
     if bool(((sums[weights.dim() - 1] - 1).abs().minimum(sums[weights.dim() - 1].abs()) < 1e-4).all()):
@@ -247,18 +255,19 @@ def rows_of_each_head(inputs, value):
     for d, name in names.items():
         if d < weights.dim() - 1 and bool(((sums[d] - 1).abs() < 1e-4).all()):
             return f"Your weights sum to 1 over {name}. Each query of each head has a whole 1 for its *keys*."
-    return "The rows of your weights should sum to 1, for every head and every query."
+    return "The rows of your weights should sum to 1 (or to 0, where nothing may be seen), for every head and every query."
 
 
+@an_output_and_weights
 def heads_stay_apart(inputs, value):
     """Output features h·D … of a right answer are mixtures of the values' same features."""
     v, output = inputs["v"], value[0]
-    low, high = v.amin(-2, keepdim=True) - 1e-6, v.amax(-2, keepdim=True) + 1e-6
+    low, high = v.amin(-2, keepdim=True) - 1e-4, v.amax(-2, keepdim=True) + 1e-4
     if inputs.get("may_attend") is not None or not bool(((output < low) | (output > high)).any()):
         return None
     return (
-        "Feature j of your output lies outside the range of feature j of the values: "
-        "each head's output belongs where its values came from."
+        "Feature j of your output lies outside the range of feature j of the values. A head's output is a weighted mean of "
+        "its own values, and belongs where those came from."
     )
 
 
@@ -319,8 +328,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "windows-overlap",
-            "Head 0 is right, the others are not: head h starts at feature h. Each has D features, so head h starts "
-            "where h whole heads end.",
+            "Head h starts at feature h in yours. Each head has D features, so head h starts where h whole heads end.",
             part={"share": lambda x, h, H: x[..., h : h + x.shape[-1] // H]},
             hint=2,
         ),
@@ -403,7 +411,7 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "outputs-interleaved",
-            "The output has the right shape, but the heads' features take turns: first feature of each head, then the "
+            "In the output the heads' features take turns: first feature of each head, then the "
             "second of each … Whole heads go side by side.",
             part={"join": lambda outputs: torch.stack(outputs, -1).flatten(2)},
             hint=2,
@@ -423,8 +431,8 @@ ATTEND_BY_LOOP = Exercise(
         ),
         Misconception(
             "weights-dimension-elsewhere",
-            "The heads are not dimension 1 of your weights: wanted is (N, H, L, S). `stack` takes "
-            "the place of the new dimension.",
+            "The heads are not dimension 1 of your weights: (N, H, L, S) is wanted. `stack` can be told "
+            "where the new dimension goes.",
             part={"gather": lambda weights: torch.stack(weights, 0)},
             hint=3,
             also=(
@@ -467,13 +475,13 @@ ATTEND_BY_LOOP = Exercise(
         Misconception(
             "output-only",
             "Only the output is returned. Return two things: output, then weights.",
-            wrong=lambda q, k, v, H: loop_with()(q, k, v, H)[0],
+            part={"give": lambda output, weights: output},
             hint=3,
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first.",
-            wrong=lambda q, k, v, H: loop_with()(q, k, v, H)[::-1],
+            "Two results are there, in the wrong order: the output comes first.",
+            part={"give": lambda output, weights: (weights, output)},
             hint=3,
         ),
         Misconception(
@@ -562,10 +570,16 @@ def cut_with_float_size(x, H):
     return x.view(N, L, H, E / H).transpose(1, 2)
 
 
+@of_shape(
+    lambda inputs: (
+        *(len(inputs["x"]), inputs["H"]),
+        *(inputs["x"].shape[1], inputs["x"].shape[2] // inputs["H"]),
+    )
+)
 def is_split(inputs, value):
     x, H = inputs["x"], inputs["H"]
-    N, L, E = x.shape
-    if value.shape != (N, H, L, E // H) or value.dtype != x.dtype:
+    N, L, _ = x.shape
+    if torch.equal(value, cut_and_turn(x, H)):
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Splitting only moves numbers; in yours some are new, changed or missing."
@@ -601,21 +615,21 @@ SPLIT_HEADS = Exercise(
     misconceptions=(
         Misconception(
             "view-without-transpose",
-            "The shape is right, the numbers are scrambled: `view` (or `reshape`) fills the new shape in reading order, "
+            "The numbers are scrambled: `view` (or `reshape`) fills the new shape in reading order, "
             "so head 0 swallowed the first tokens whole. Cut each token first, then bring the heads forward.",
             part={"cut": lambda x, H: x.reshape(len(x), H, x.shape[1], -1)},
             hint=2,
         ),
         Misconception(
             "heads-not-brought-forward",
-            "Each token is cut rightly, but the heads still stand behind the tokens: (N, L, H, D). Two dimensions have "
-            "to change places.",
+            "Each token is cut, and the heads still stand behind the tokens: (N, L, H, D). Two dimensions have to change "
+            "places.",
             part={"cut": lambda x, H: x.reshape(*x.shape[:2], H, -1)},
             hint=2,
         ),
         Misconception(
             "strided-heads",
-            "The shape is right, but head 0 has features 0, H, 2H, …: you made D groups of H features. H groups of D "
+            "Head 0 of yours has features 0, H, 2H, …: you made D groups of H features. H groups of D "
             "are wanted: in the view, the heads come before what is inside a head.",
             part={"cut": cut_strided},
             hint=3,
@@ -652,7 +666,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "heads-before-the-batch",
-            "The heads are right, but they stand before the batch: (H, N, L, D). Wanted is (N, H, L, D).",
+            "The heads stand before the batch: (H, N, L, D). (N, H, L, D) is wanted.",
             part={"cut": lambda x, H: cut_and_turn(x, H).transpose(0, 1)},
             hint=2,
             also=(lambda x, H: (refuse(x.shape[-1], H), torch.stack(x.chunk(H, -1)))[1],),
@@ -667,7 +681,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "turned-then-viewed",
-            "The shape is right, the numbers are scrambled: tokens and features changed places first, and then a new "
+            "The numbers are scrambled: tokens and features changed places first, and then a new "
             "shape was filled in reading order. Cut first; exchange when the heads have a dimension of their own.",
             part={"cut": lambda x, H: x.mT.reshape(len(x), H, x.shape[1], -1)},
             hint=2,
@@ -681,8 +695,8 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "size-is-a-float",
-            "torch got a size with a decimal point: `E / H` gives 4.0 even where it comes out even. Whole numbers come "
-            "from `//`.",
+            "torch got a size with a decimal point: `E / H` gives 4.0 even where it comes out even. There is a division that "
+            "gives whole numbers.",
             part={"cut": cut_with_float_size},
             hint=3,
             also=(
@@ -694,7 +708,7 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "pieces-not-stacked",
-            "The heads are right, but in a tuple or list of tensors. One tensor is wanted, with the heads as its "
+            "The heads come in a tuple or list of tensors. One tensor is wanted, with the heads as its "
             "dimension 1.",
             part={"cut": lambda x, H: x.chunk(H, dim=-1)},
             hint=1,
@@ -709,13 +723,13 @@ SPLIT_HEADS = Exercise(
         ),
         Misconception(
             "cut-off",
-            "Right numbers, cut off from x (`detach`, `.data`, NumPy): nothing before this line could learn.",
+            "The heads are cut off from x (`detach`, `.data`, NumPy): nothing before this line could learn.",
             part={"cut": lambda x, H: cut_and_turn(x, H).detach()},
             hint=2,
         ),
         Misconception(
             "input-reshaped-in-place",
-            "The result is right, but x itself has another shape afterwards: an operation with an underscore "
+            "x itself has another shape afterwards: an operation with an underscore "
             "(`resize_`, `unsqueeze_`, `transpose_`) changes the tensor that your caller still holds.",
             part={"cut": lambda x, H: x.unsqueeze_(2).reshape(len(x), x.shape[1], H, -1).transpose(1, 2)},
             hint=3,
@@ -760,10 +774,13 @@ def merge_into_table(x):
     return table
 
 
+@of_shape(
+    lambda inputs: (len(inputs["x"]), inputs["x"].shape[2], inputs["x"].shape[1] * inputs["x"].shape[3])
+)
 def is_merged(inputs, value):
     x = inputs["x"]
-    N, H, L, D = x.shape
-    if value.shape != (N, L, H * D) or value.dtype != x.dtype:
+    N, _, L, _ = x.shape
+    if torch.equal(value, x.transpose(1, 2).flatten(2)):
         return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Merging only moves numbers; in yours some are new, changed or missing."
@@ -1031,6 +1048,19 @@ def mask_with_a_place_for_heads(scores, may_attend):
     return reference.masked_softmax(scores, may_attend.unsqueeze(1))
 
 
+def one_dimension_more(may_attend):
+    return ~may_attend.unsqueeze(1)
+
+
+MERGES = (  # which say different things of a dimension too many
+    reference.merge_heads,
+    lambda x: x.transpose(1, 2).flatten(2),
+    lambda x: x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1),
+    lambda x: torch.cat(x.unbind(1), -1),
+    lambda x: torch.cat([x[:, h] for h in range(x.shape[1])], -1),
+)
+
+
 def transposed_mask(scores, may_attend):
     return keys_that_may_be_seen(scores, None if may_attend is None else may_attend.mT)
 
@@ -1197,7 +1227,7 @@ ATTEND_IN_PARALLEL = Exercise(
     misconceptions=(
         Misconception(
             "scrambled-split",
-            "The shapes are right, the numbers are not: q, k and v were cut by `view` or `reshape` alone, so a head "
+            "The numbers are scrambled: q, k and v were cut by `view` or `reshape` alone, so a head "
             "sees pieces of different tokens as if they were one. Use your `split_heads`.",
             part={"split": scrambled_split},
             hint=2,
@@ -1270,6 +1300,12 @@ ATTEND_IN_PARALLEL = Exercise(
             hint=2,
         ),
         Misconception(
+            "root-of-an-int",
+            "`torch.sqrt` takes a tensor, and a size is a Python int. Python has roots of its own for numbers.",
+            part={"scores": lambda q, k, E: q @ k.mT / torch.sqrt(q.shape[-1])},
+            hint=2,
+        ),
+        Misconception(
             "root-of-h",
             "The scores are divided by √H: `shape[1]` is the number of heads now. The D features are the last dimension.",
             part={"scores": lambda q, k, E: q @ k.mT / math.sqrt(q.shape[1])},
@@ -1313,8 +1349,8 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "dead-row-even",
-            "A query that may see nothing looks at everything evenly: when all scores are the same very negative number, "
-            "the softmax spreads out. Lesson 02's `masked_softmax` gives zeros there.",
+            "A query that may see nothing looks at everything evenly: all its scores became the same number, or its weights "
+            "were made even afterwards. Lesson 02's `masked_softmax` gives zeros there.",
             part={"weights": filled(-1e9)},
             also=(
                 parallel_with(weights=filled(-1e20)),
@@ -1370,7 +1406,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-of-sample-0",
-            "Sample 0 is right, the others have its mask: every sample brings its own.",
+            "All samples have the mask of sample 0: every sample brings its own.",
             part={"weights": mask_of_sample_0},
             hint=3,
         ),
@@ -1382,23 +1418,34 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "mask-given-another-dimension",
-            "`may_attend` got another dimension. It comes ready to broadcast against (N, H, L, S); if a caller's mask "
-            "has no place for heads, the caller puts one in.",
+            "`may_attend` got one dimension more than it came with. It comes ready to broadcast against (N, H, L, S); if a "
+            "caller's mask has no place for heads, the caller puts one in.",
             part={"weights": mask_with_a_place_for_heads},
             hint=3,
+            also=tuple(
+                parallel_with(weights=weights, merge=merge)
+                for weights in (
+                    mask_with_a_place_for_heads,
+                    filled(-torch.inf, one_dimension_more),
+                    filled(-1e9, one_dimension_more),
+                )
+                for merge in MERGES
+            ),
         ),
         Misconception(
             "mask-as-a-truth-value",
-            "`if may_attend:` asks a whole tensor whether it is true, and torch cannot say. Ask `is None` instead.",
+            "`if may_attend:` asks a whole tensor whether it is true, and torch cannot say. Whether there *is* a mask "
+            "is another question.",
             part={"weights": truth_of_mask},
             hint=3,
         ),
         Misconception(
             "mask-always-needed",
-            "With a mask all is right; without one (`may_attend=None`) your code stops. Then every query may see "
-            "every key.",
+            "Without a mask, `may_attend` is None, and your code stops: it uses the mask before it has asked whether there is "
+            "one. Without one, every query may see every key.",
             part={"weights": mask_needed},
             hint=3,
+            also=(parallel_with(weights=lambda s, m: torch.softmax(s.masked_fill(~m, -torch.inf), -1)),),
         ),
         Misconception(
             "weights-without-the-mask",
@@ -1414,7 +1461,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "scores-returned",
-            "The output is right. The second thing you return are the scores; asked for are the weights.",
+            "The output is right. The second thing you return is the scores; the weights are wanted.",
             wrong=scores_given_back,
             hint=2,
         ),
@@ -1465,7 +1512,7 @@ ATTEND_IN_PARALLEL = Exercise(
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first.",
+            "Two results are there, in the wrong order: the output comes first.",
             part={"result": lambda output, w: (w, output)},
             hint=2,
         ),
@@ -1568,6 +1615,7 @@ def sizes(E, H, bias):
     return lambda draw: {"E": E, "H": H, "bias": bias}
 
 
+@a_number
 def grows_with_heads(inputs, value):
     E, bias = inputs["E"], inputs["bias"]
     right = 4 * E * E + 4 * E * bias
@@ -1759,9 +1807,8 @@ def never_the_same_key(draw):
     return {"weights": weights}
 
 
+@of_shape(lambda inputs: (inputs["weights"].shape[1],) * 2)
 def is_a_distance(inputs, value):
-    if value.shape != (inputs["weights"].shape[1],) * 2:
-        return None
     if bool((value.diagonal().abs() > 1e-6).any()):
         return "The diagonal should be 0: a head looks exactly like itself."
     if bool(((value - value.mT).abs() > 1e-6).any()):
@@ -1842,7 +1889,7 @@ HEAD_DISTANCE = Exercise(
         ),
         Misconception(
             "largest-over-queries",
-            "The largest distance of any query was taken; asked for is the mean over queries and samples.",
+            "The largest distance of any query was taken; the mean over queries and samples is wanted.",
             part={"average": lambda x: x.amax(dim=(0, 3))},
             hint=2,
         ),

@@ -10,8 +10,16 @@ import torch
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 INF = torch.inf
+
+
+NUMBERS_FOR_BOOLS = (
+    "Your mask is made of numbers. A mask is made of bools, True and False: with 0 and 1 of another dtype `~mask` means "
+    "something else, and `masked_fill` refuses them."
+)
 
 
 # ------------------------------------------------------------------------------- 2.1 causal_mask
@@ -91,6 +99,12 @@ CAUSAL_MASK = Exercise(
                 lambda L, S, offset=0, device=None: torch.ones(L, S, dtype=torch.bool, device=device).triu(
                     1 + offset
                 ),
+                *(
+                    causal_with(turn=turn, offset=offset, where=where)  # and more besides: this is said first
+                    for turn in (lambda m: ~m, lambda m: (~m).float())
+                    for offset in (lambda o: 0, lambda o: o)
+                    for where in (lambda d: None, lambda d: d)
+                ),
             ),
         ),
         Misconception(
@@ -129,7 +143,7 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "offset-ignored",
-            "Right without an offset; with one, nothing changes. Query i stands at place i + offset.",
+            "The offset changes nothing. It says how many keys came before query 0, so it moves the queries.",
             part={"offset": lambda o: 0},
             hint=2,
             also=(
@@ -164,8 +178,8 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "made-to-be-added",
-            "You made a mask of 0 and −∞, to be *added* to the scores. That is exercise 2.4. Here True and False are asked for: "
-            "may this query look at this key?",
+            "You made a mask of 0 and −∞, to be *added* to the scores. That is exercise 2.4. Here True and False are wanted: may "
+            "this query look at this key?",
             wrong=causal_additive,
             hint=1,
         ),
@@ -178,10 +192,15 @@ CAUSAL_MASK = Exercise(
         ),
         Misconception(
             "numbers-for-bools",
-            "The pattern is right; its numbers are not bools. With 0 and 1 of another dtype `~mask` means something else.",
+            NUMBERS_FOR_BOOLS,
             wrong=lambda L, S, offset=0, device=None: torch.ones(L, S, device=device).tril(offset),
             hint=3,
-            also=(lambda L, S, offset=0, device=None: causal_with()(L, S, offset, device).float(),),
+            also=tuple(
+                causal_with(turn=turn, offset=offset, where=where)
+                for turn in (lambda m: m.float(), lambda m: m.long())
+                for offset in (lambda o: o, lambda o: 0)
+                for where in (lambda d: d, lambda d: None)
+            ),
         ),
         Misconception(
             "keys-by-queries",
@@ -254,6 +273,13 @@ PADDING_MASK = Exercise(
     ),
     misconceptions=(
         Misconception(
+            "numbers-for-bools",
+            NUMBERS_FOR_BOOLS,
+            part={"shape": lambda mask: mask.unsqueeze(1).float()},
+            hint=2,
+            also=(padding_with(shape=lambda mask: mask.unsqueeze(1).long()),),
+        ),
+        Misconception(
             "inverted",
             "True stands at the padding in yours. Here True means may look, and that is at real tokens.",
             part={"rule": lambda place, lengths: place >= lengths.unsqueeze(1)},
@@ -279,7 +305,7 @@ PADDING_MASK = Exercise(
         ),
         Misconception(
             "no-room-for-queries",
-            "The pattern is right, its shape is (N, S). Between the two there must be room for the queries, (N, 1, S), or it will "
+            "The shape of yours is (N, S). Between the two there must be room for the queries, (N, 1, S), or it will "
             "line up with the wrong dimension.",
             part={"shape": lambda mask: mask},
             hint=2,
@@ -304,7 +330,7 @@ PADDING_MASK = Exercise(
         ),
         Misconception(
             "only-the-last-real-token",
-            "Only one token per sample is open: compared with == instead of <.",
+            "Only one token per sample is open: compared with ==. All real tokens are open, not the last one alone.",
             part={"rule": lambda place, lengths: place == lengths.unsqueeze(1) - 1},
             hint=2,
         ),
@@ -383,7 +409,7 @@ COMBINE_MASKS = Exercise(
     misconceptions=(
         Misconception(
             "or-for-and",
-            "A look is open where *any* mask opens it. A query may look where **every** mask lets it.",
+            "A look is open where *any* mask opens it. A query may look where *every* mask lets it.",
             wrong=lambda *masks: functools.reduce(torch.logical_or, masks),
             hint=1,
             also=(lambda *masks: sum(mask.int() for mask in masks) > 0,),
@@ -397,8 +423,8 @@ COMBINE_MASKS = Exercise(
         ),
         Misconception(
             "written-into-the-first",
-            "`&=` writes into the first mask: it cannot grow to (N, L, S) there, and it would change the caller's mask. `a & b` "
-            "makes a new one.",
+            "`&=` writes into the first mask: it cannot grow to (N, L, S) there, and it would change the caller's mask. The same "
+            "operator without the = makes a new one.",
             wrong=combine_in_place,
             hint=2,
         ),
@@ -428,9 +454,25 @@ COMBINE_MASKS = Exercise(
         ),
         Misconception(
             "numbers-for-bools",
-            "The pattern is right; multiplied or added masks are numbers. The result should be bool, as the masks are.",
+            "Multiplied or added masks are numbers. The result should be of bools, as the masks are.",
             wrong=lambda *masks: math.prod(mask.float() for mask in masks),
             hint=2,
+            also=(
+                lambda *masks: math.prod(mask.int() for mask in masks),
+                lambda *masks: math.prod(mask.long() for mask in masks),
+            ),
+        ),
+        Misconception(
+            "pythons-and",
+            "Python's `and` (and `or`, `all`, `if`) wants one True or False for a whole tensor, and torch cannot say. Tensors "
+            "have an operator of their own that decides for each place.",
+            wrong=lambda *masks: functools.reduce(lambda a, b: a and b, masks),
+            hint=1,
+            also=(
+                lambda *masks: functools.reduce(lambda a, b: a or b, masks),
+                lambda *masks: all(masks),
+                lambda *masks: masks[0] and masks[1],
+            ),
         ),
     ),
     styles=(
@@ -482,8 +524,8 @@ TO_ADDITIVE = Exercise(
         ),
         Misconception(
             "large-negative-number",
-            "You used a large negative number for −∞. A row of nothing but −1e9 is even again (all weights alike), and in "
-            "float16 −1e9 does not exist. Use −∞ itself.",
+            "You used a large negative number for −∞. A row of nothing but such numbers is even again (all weights alike), "
+            "and −1e9 does not exist in float16. −∞ itself exists in every floating dtype.",
             part={"low": lambda dtype: max(-1e9, torch.finfo(dtype).min)},
             hint=1,
             also=(
@@ -495,13 +537,9 @@ TO_ADDITIVE = Exercise(
                 ),
                 lambda may_attend, dtype: (~may_attend).to(dtype) * -1e9,
                 lambda may_attend, dtype: (1 - may_attend.to(dtype)) * -1e4,
+                additive_with(low=lambda dtype: -1e9),  # torch refuses it in float16
+                additive_with(low=lambda dtype: -1e10),
             ),
-        ),
-        Misconception(
-            "overflow-in-float16",
-            "−1e9 overflows in float16, and torch refuses it. Use −∞, which every dtype has.",
-            part={"low": lambda dtype: -1e9},
-            hint=1,
         ),
         Misconception(
             "a-small-number",
@@ -529,7 +567,7 @@ TO_ADDITIVE = Exercise(
         ),
         Misconception(
             "dtype-ignored",
-            "The result is always float32; asked for is `dtype`, so that it can be added to scores of that type.",
+            "The result is always float32, whatever `dtype` says. It should be possible to add it to scores of that type.",
             part={"dtype": lambda wanted: FLOAT32},
             hint=2,
         ),
@@ -619,14 +657,17 @@ def with_a_dead_row(draw):
     return mask
 
 
-def sums(inputs, value):
-    open_ = inputs["may_attend"].expand_as(value).any(-1)
-    if bool(value.isnan().any()):
-        return "NaN appears: a softmax over a row of nothing but −∞ is 0/0."
-    if bool((value.double().sum(-1)[open_] - 1).abs().max() > 1e-3):
-        return "Rows that may look at something do not sum to 1."
-    if bool(value.masked_fill(inputs["may_attend"].expand_as(value), 0).abs().max() > 1e-6):
-        return "Some weight goes to where nobody may look."
+@of_shape(lambda inputs: inputs["scores"].shape)
+def rows_and_holes(inputs, value):
+    mask = inputs["may_attend"].expand_as(value)
+    alive = mask.any(-1)
+    if bool(((value.double().sum(-1) - 1).abs() > 1e-3)[alive].any()):
+        return "Rows that may look at something should sum to 1; some of yours do not."
+    lost = value.masked_fill(mask, 0)[alive].abs()
+    if bool((lost > 0).any()):
+        return f"Some weight (up to {float(lost.max()):.1g}) goes to keys that are closed; it should be exactly 0."
+    if bool((value != 0)[~alive].any()):
+        return "A row that may look at nothing should be zeros; yours has weights in it."
     return None
 
 
@@ -666,20 +707,39 @@ MASKED_SOFTMAX = Exercise(
         ),
         Misconception(
             "large-negative-number",
-            "A row that may look at nothing looks everywhere alike: filled with one large negative number, all its scores are "
-            "equal again. It should be zeros.",
+            "A row that may look at nothing looks everywhere alike: all its scores became the same number, or its weights were "
+            "made even afterwards. It should be zeros.",
             part={"close": lambda s, m: s.masked_fill(~m, -1e9), "after": lambda w, m: w},
             hint=2,
-            also=(lambda s, m: torch.softmax(s.masked_fill(~m, torch.finfo(s.dtype).min), -1),),
+            also=(
+                lambda s, m: torch.softmax(s.masked_fill(~m, torch.finfo(s.dtype).min), -1),
+                lambda s, m: s.masked_fill(~m, -1e20).softmax(-1),
+            ),
         ),
         Misconception(
             "not-low-enough",
-            "Some weight goes to where nobody may look: the number for −∞ is not low enough for large scores (−1e4, say).",
+            "Some weight goes to keys that are closed: the number that stands for −∞ is not low enough. Next to open scores "
+            "that are low themselves, it even takes all of it.",
             part={
                 "close": lambda s, m: s.masked_fill(~m, -1e4),
                 "after": lambda w, m: w.masked_fill(~m.any(-1, keepdim=True), 0),
             },
             hint=2,
+            also=tuple(
+                softmax_parts(close=lambda s, m, low=low: s.masked_fill(~m, low), after=after)
+                for low in (-1e4, -1e3, -100.0, -50.0, -20.0, -10.0)
+                for after in (lambda w, m: w.masked_fill(~m.any(-1, keepdim=True), 0), lambda w, m: w)
+            ),
+        ),
+        Misconception(
+            "keepdim-forgotten",
+            "`any(-1)` takes the last dimension away: (N, L) no longer lines up with (N, L, S). Keep it, with size 1.",
+            part={"close": lambda s, m: s.masked_fill(~(m | ~m.any(-1)), -INF)},
+            hint=2,
+            also=(
+                softmax_parts(after=lambda w, m: w.masked_fill(~m.any(-1), 0.0)),
+                softmax_parts(after=lambda w, m: w * m.any(-1)),
+            ),
         ),
         Misconception(
             "zero-is-not-closed",
@@ -780,7 +840,7 @@ MASKED_SOFTMAX = Exercise(
             hint=3,
         ),
     ),
-    properties=(Property("rows", sums, hint=2),),
+    properties=(Property("rows and holes", rows_and_holes, hint=2),),
     styles=(
         Style("in parts", softmax_parts()),
         # masked_fill's own gradient is exactly 0 where it filled: the NaN cannot pass it
@@ -846,6 +906,12 @@ def leak_of_sums(fn, x):
     return torch.stack(
         [torch.autograd.grad(y[i].sum(), x, retain_graph=True)[0].abs().sum(-1) for i in range(y.shape[0])]
     )
+
+
+def leak_of_the_whole_sum(fn, x):
+    x = x.detach().clone().requires_grad_()
+    fn(x).sum().backward()
+    return x.grad
 
 
 def leak_by_trying(fn, x):
@@ -914,19 +980,19 @@ FUTURE_LEAK = Exercise(
         ),
         Misconception(
             "largest-for-sum",
-            "The largest gradient of each pair is given; asked for is the sum over all features.",
+            "The largest gradient of each pair is given; the sum over all features is wanted.",
             part={"gather": lambda j: j.amax(dim=(1, 3))},
             hint=3,
         ),
         Misconception(
             "mean-for-sum",
-            "The mean over the features is given; asked for is the sum.",
+            "The mean over the features is given; the sum is wanted.",
             part={"gather": lambda j: j.mean(dim=(1, 3))},
             hint=3,
         ),
         Misconception(
             "squared",
-            "Squares were added; asked for are absolute values.",
+            "Squares were added; absolute values are wanted.",
             part={"absolute": lambda j: j.pow(2)},
             hint=3,
         ),
@@ -943,6 +1009,18 @@ FUTURE_LEAK = Exercise(
                 torch.autograd.functional.jacobian(fn, x).abs().sum(dim=(0, 1, 3)).expand(x.shape[0], -1)
             ),
             hint=1,
+        ),
+        Misconception(
+            "gradient-of-the-sum",
+            "Your shape is that of x (or of its tokens): `.sum().backward()` gives one gradient, that of the sum of *all* "
+            "outputs. Each output needs a row of its own.",
+            wrong=leak_of_the_whole_sum,
+            hint=1,
+            also=(
+                lambda fn, x: leak_of_the_whole_sum(fn, x).abs(),
+                lambda fn, x: leak_of_the_whole_sum(fn, x).sum(-1),
+                lambda fn, x: leak_of_the_whole_sum(fn, x).abs().sum(-1),
+            ),
         ),
         Misconception(
             "feature-for-token",

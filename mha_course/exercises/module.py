@@ -59,19 +59,20 @@ PACK = Exercise(
         ),
         Misconception(
             "backwards",
-            "All rows are there, in the order value, key, query. Agreed was query, key, value: every saved model depends on it.",
+            "All rows are there, in the order value, key, query. The agreed order is query, key, value: every saved model "
+            "depends on it.",
             wrong=lambda wq, wk, wv: torch.cat([wv, wk, wq]),
             hint=1,
         ),
         Misconception(
             "key-first",
-            "All rows are there, in the order key, query, value. Agreed was query, key, value.",
+            "All rows are there, in the order key, query, value. The agreed order is query, key, value.",
             wrong=lambda wq, wk, wv: torch.cat([wk, wq, wv]),
             hint=1,
         ),
         Misconception(
             "value-before-key",
-            "All rows are there, in the order query, value, key. Agreed was query, key, value.",
+            "All rows are there, in the order query, value, key. The agreed order is query, key, value.",
             wrong=lambda wq, wk, wv: torch.cat([wq, wv, wk]),
             hint=1,
         ),
@@ -122,7 +123,7 @@ UNPACK = Exercise(
     misconceptions=(
         Misconception(
             "backwards",
-            "The three blocks come out as value, key, query; agreed was query, key, value.",
+            "The three blocks come out as value, key, query; the agreed order is query, key, value.",
             wrong=lambda packed: packed.chunk(3)[::-1],
             hint=1,
         ),
@@ -232,12 +233,12 @@ def dropped_out(value, inputs):
     factor = (value / inputs["weights"])[~zero]
     even = bool(factor.numel()) and bool((factor - factor[0]).abs().max() < 1e-6 * factor[0].abs())
     return {
-        "share of zeros": zero.double().mean().item(),
-        "usual factor of the rest": factor.median().item() if factor.numel() else 0.0,
-        "the same factor everywhere": even,
-        "share of empty rows": zero.all(-1).double().mean().item(),
-        "share of empty columns": zero.all(-2).double().mean().item(),
-        "share of places that are empty in every sample": zero.all(0).double().mean().item(),
+        "the share of zeros": zero.double().mean().item(),
+        "the factor of what is kept": factor.median().item() if factor.numel() else 0.0,
+        "whether all that is kept has one factor": even,
+        "the share of empty rows": zero.all(-1).double().mean().item(),
+        "the share of empty columns": zero.all(-2).double().mean().item(),
+        "the share of places that are empty in every sample": zero.all(0).double().mean().item(),
     }
 
 
@@ -272,8 +273,8 @@ ATTENTION_DROPOUT = Exercise(
     misconceptions=(
         Misconception(
             "no-rescale",
-            "The zeros are right, but the rest was not made stronger: on average the rows now sum to 1 − p, and in "
-            "eval mode everything would be larger than in training.",
+            "What is kept was not made stronger: on average the rows now sum to 1 − p, and in eval mode everything would be "
+            "larger than in training.",
             part={"rescale": lambda kept, w, p: kept},
             hint=2,
         ),
@@ -371,6 +372,7 @@ ATTENTION_DROPOUT = Exercise(
             "Whole columns vanish: one coin was thrown per key. Throw one for every weight.",
             part={"keep": lambda w, p: (torch.rand_like(w[..., :1, :]) >= p).to(w.dtype)},
             hint=2,
+            also=(dropout_with(keep=lambda w, p: torch.rand(w.shape[-1], device=w.device) >= p),),
         ),
         Misconception(
             "writes-into-weights",
@@ -418,6 +420,7 @@ def keep_dead_rows_at_zero(scores, may_attend):
 def module_with(
     check_sizes=True,
     with_bias=lambda bias: bias,
+    out_bias=lambda bias: bias,
     features=lambda E, kdim, vdim: (kdim or E, vdim or E),
     keys=lambda query, key, value: key,
     values=lambda query, key, value: value,
@@ -426,9 +429,11 @@ def module_with(
     scale=lambda D, E: 1 / math.sqrt(D),
     weigh=keep_dead_rows_at_zero,
     drop=reference.attention_dropout,
+    drop_scores=False,
     finish=lambda module, merged: module.out(merged),
     shown=lambda before, after: before,
     average=lambda weights: weights.mean(1),
+    when=lambda average_weights: average_weights,
     answer=lambda output, weights, need, averaged: (output, weights if need else None),
 ):
     """The module from its parts."""
@@ -443,17 +448,22 @@ def module_with(
             self.query = nn.Linear(E, E, bias=bias)
             self.key = nn.Linear(key_features, E, bias=bias)
             self.value = nn.Linear(value_features, E, bias=bias)
-            self.out = nn.Linear(E, E, bias=bias)
+            self.out = nn.Linear(E, E, bias=out_bias(bias))
 
         def forward(self, query, key, value, may_attend=None, need_weights=False, average_weights=True):
             q = split(self.query(query), self.H)
             k = split(self.key(keys(query, key, value)), self.H)
             v = split(self.value(values(query, key, value)), self.H)
-            weights = weigh(q @ k.mT * scale(q.shape[-1], self.E), may_attend)
+            scores = q @ k.mT * scale(q.shape[-1], self.E)
+            if drop_scores:
+                scores = F.dropout(scores, self.dropout, self.training)
+            weights = weigh(scores, may_attend)
             dropped = drop(weights, self.dropout, self.training)
             output = finish(self, merge(dropped @ v))
             seen = shown(weights, dropped)
-            return answer(output, average(seen) if average_weights else seen, need_weights, average_weights)
+            return answer(
+                output, average(seen) if when(average_weights) else seen, need_weights, average_weights
+            )
 
     return MultiHeadAttention
 
@@ -520,6 +530,11 @@ def cross(draw, N=2, L=5, S=7, E=12, kdim=12, vdim=12, mask=None, dtype=torch.fl
     return {**inputs, **options}
 
 
+def causal_self_attention(draw):
+    x = draw.normal(3, 4, 8)
+    return {"query": x, "key": x.clone(), "value": x.clone(), "may_attend": reference.causal_mask(4, 4)}
+
+
 def one_dead_row(draw):
     mask = draw.mask(2, 1, 5, 7)
     mask[1, 0, 3] = False
@@ -537,12 +552,16 @@ def many_copies(draw):
 
 def over_copies(value, inputs):
     output, weights = value
+    # a coin for each of 4 keys in each of 2 heads makes 2⁸ outputs, and each of them is drawn about 8 times
+    different = len(output[:, 0].mul(1e6).round().unique(dim=0))
+    spread = max(output.std(0).mean().item(), 1e-9)
     return {
-        "mean output": output.mean(0),
-        "spread of the outputs": output.std(0).mean().item(),
-        "share of zeros in the output": (output == 0).double().mean().item(),
-        "mean weights": weights.mean(0),
-        "share of zeros in the weights": (weights == 0).double().mean().item(),
+        "the mean output, in units of its spread,": output.mean(0) / spread,
+        "the logarithm of the outputs' spread": math.log(spread),
+        "the share of zeros in the output": (output == 0).double().mean().item(),
+        "how many outputs one query can get, as a power of 2,": math.log2(different),
+        "the mean weights": weights.mean(0),
+        "the share of zeros in the weights": (weights == 0).double().mean().item(),
     }
 
 
@@ -557,10 +576,19 @@ MULTI_HEAD_ATTENTION = Exercise(
     forbidden=("ready-made attention",),
     builds_on=("attend_in_parallel", "split_heads", "merge_heads", "masked_softmax", "attention_dropout"),
     cases=(
+        Case("cross-attention, nothing else", cross, construct={"E": 12, "H": 3}),
         Case(
-            "cross-attention, weights per head",
+            "a causal mask (L, S) in training", causal_self_attention, construct={"E": 8, "H": 2}, train=True
+        ),
+        Case(
+            "weights per head",
             lambda draw: cross(draw, need_weights=True, average_weights=False),
             construct={"E": 12, "H": 3},
+        ),
+        Case(
+            "no bias",
+            lambda draw: cross(draw, N=3, L=4, S=6, E=8, kdim=8, vdim=8),
+            construct={"E": 8, "H": 2, "bias": False},
         ),
         Case(
             "three different inputs, weights averaged",
@@ -568,17 +596,12 @@ MULTI_HEAD_ATTENTION = Exercise(
             construct={"E": 12, "H": 3, "kdim": 5, "vdim": 8},
         ),
         Case(
-            "no weights wanted, no bias",
-            lambda draw: cross(draw, N=3, L=4, S=6, E=8, kdim=8, vdim=8),
-            construct={"E": 8, "H": 2, "bias": False},
-        ),
-        Case(
             "a mask for each sample, one row may see nothing",
             lambda draw: cross(draw, mask=one_dead_row, need_weights=True, average_weights=False),
             construct={"E": 12, "H": 3},
         ),
-        # an output scatters by about 1.5 from copy to copy, its mean over 2000 by 0.03; 0.25 is five times the
-        # difference of two such means
+        # in units of its own spread the mean over 2000 copies scatters by 1/√2000 = 0.022, the logarithm of the spread
+        # by 0.016; 0.25 is eight times the difference of two such means
         Case(
             "dropout in training",
             many_copies,
@@ -616,6 +639,20 @@ MULTI_HEAD_ATTENTION = Exercise(
             hint=1,
         ),
         Misconception(
+            "keys-from-query",
+            "The keys are made from `query`; the input `key` is never used. With as many queries as keys you would hardly "
+            "notice; here the two sizes differ.",
+            part={"keys": lambda q, k, v: q},
+            hint=1,
+        ),
+        Misconception(
+            "values-from-query",
+            "The values are made from `query`; the input `value` is never used. With as many queries as keys you would hardly "
+            "notice; here the two sizes differ.",
+            part={"values": lambda q, k, v: q},
+            hint=1,
+        ),
+        Misconception(
             "values-from-key",
             "The values are made from `key`; the input `value` is never used.",
             part={"values": lambda q, k, v: k},
@@ -623,15 +660,23 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "bias-ignored",
-            "`bias=False` changes nothing: all four layers still have a bias. Hand it on to each `nn.Linear`.",
+            "`bias=False` does not reach every layer: there are still biases. All four layers should have none.",
             part={"with_bias": lambda bias: True},
             hint=1,
+            also=(module_with(out_bias=lambda bias: True),),
         ),
         Misconception(
             "kdim-and-vdim-ignored",
             "`key` and `value` take E features whatever `kdim` and `vdim` say. Keys have kdim features and values vdim, where "
             "they are given.",
             part={"features": lambda E, kdim, vdim: (E, E)},
+            hint=1,
+        ),
+        Misconception(
+            "none-for-a-size",
+            "`kdim` and `vdim` are None where nobody gives them, and None is no size for a layer. Then keys and values have E "
+            "features, like the queries.",
+            part={"features": lambda E, kdim, vdim: (kdim, vdim)},
             hint=1,
         ),
         Misconception(
@@ -667,8 +712,8 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "merge-without-transpose",
-            "The heads were right and are put together wrongly: (N, H, L, D) was reshaped to (N, L, E) without bringing "
-            "H and D together first.",
+            "The heads are put together wrongly: (N, H, L, D) was reshaped to (N, L, E) without bringing H and D together "
+            "first.",
             part={"merge": lambda x: x.reshape(x.shape[0], x.shape[2], -1)},
             hint=2,
         ),
@@ -697,14 +742,22 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "large-negative-fill",
-            "A query that may see nothing looks everywhere alike: the scores were filled with a large negative number, "
-            "so its row is even again. It should get zeros.",
+            "A query that may see nothing looks everywhere alike: all its scores became the same number, or its weights were "
+            "made even afterwards. It should get zeros.",
             part={
                 "weigh": lambda scores, m: torch.softmax(
                     scores if m is None else scores.masked_fill(~m, -1e9), -1
                 )
             },
             hint=2,
+        ),
+        Misconception(
+            "mask-always-needed",
+            "Without a mask, `may_attend` is None, and your code stops: it uses the mask before it has asked whether there is "
+            "one. Without one, every query may see every key.",
+            part={"weigh": reference.masked_softmax},
+            hint=2,
+            also=(module_with(weigh=lambda s, m: torch.softmax(s.masked_fill(~m, -torch.inf), -1)),),
         ),
         Misconception(
             "mask-after-softmax",
@@ -729,6 +782,33 @@ MULTI_HEAD_ATTENTION = Exercise(
             hint=3,
         ),
         Misconception(
+            "dropout-without-rescale",
+            "In training the output is too small on average: weights are dropped, and those that are kept are not made "
+            "stronger for it. Your `attention_dropout` does both.",
+            part={"drop": lambda w, p, training: w * (torch.rand_like(w) >= p) if training else w},
+            hint=3,
+        ),
+        Misconception(
+            "dropout-twice",
+            "In training more is dropped than p says: the weights go through the dropout twice, or the output once more.",
+            part={"drop": lambda w, p, training: F.dropout(F.dropout(w, p, training), p, training)},
+            hint=3,
+            also=(
+                module_with(
+                    finish=lambda module, merged: F.dropout(
+                        module.out(merged), module.dropout, module.training
+                    )
+                ),
+            ),
+        ),
+        Misconception(
+            "dropout-on-the-scores",
+            "The dropout acts on the scores, before the softmax: a score of 0 is no closed look, and no weight becomes 0. It "
+            "belongs on the weights.",
+            wrong=module_with(drop=lambda w, p, training: w, drop_scores=True),
+            hint=3,
+        ),
+        Misconception(
             "dropout-in-eval",
             "The output changes from call to call although the module is in eval mode: use `self.training`.",
             part={"drop": lambda w, p, training: F.dropout(w, p, True)},
@@ -740,6 +820,16 @@ MULTI_HEAD_ATTENTION = Exercise(
             wrong=module_with(
                 drop=lambda w, p, training: w,
                 finish=lambda module, merged: F.dropout(module.out(merged), module.dropout, module.training),
+            ),
+            hint=3,
+        ),
+        Misconception(
+            "dropout-on-the-merged-heads",
+            "The dropout acts on the merged heads, before `out`. It belongs on the weights: a head misses a word, not a "
+            "feature.",
+            wrong=module_with(
+                drop=lambda w, p, training: w,
+                finish=lambda module, merged: module.out(F.dropout(merged, module.dropout, module.training)),
             ),
             hint=3,
         ),
@@ -763,9 +853,28 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "never-averaged",
-            "Asked for the average over the heads, you return every head's weights.",
+            "Where the average over the heads is wanted, you return every head's weights.",
             part={"average": lambda weights: weights},
             hint=3,
+        ),
+        Misconception(
+            "always-averaged",
+            "`average_weights=False` asks for every head's weights, (N, H, L, S); yours are always averaged.",
+            part={"when": lambda average_weights: True},
+            hint=3,
+        ),
+        Misconception(
+            "average-turned-round",
+            "`average_weights` works the wrong way round.",
+            part={"when": lambda average_weights: not average_weights},
+            hint=3,
+        ),
+        Misconception(
+            "one-head-for-the-average",
+            "Where the average over the heads is wanted, you return the weights of a single head.",
+            part={"average": lambda weights: weights[:, 0]},
+            hint=3,
+            also=(module_with(average=lambda weights: weights[:, -1]),),
         ),
         Misconception(
             "weights-always",
@@ -775,13 +884,13 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Misconception(
             "output-alone",
-            "Without weights you return the output alone. Always return a pair: `output, None`.",
+            "Without weights you return the output alone. Always return a pair; None stands in the place of the weights.",
             part={"answer": lambda output, weights, need, averaged: (output, weights) if need else output},
             hint=3,
         ),
         Misconception(
             "any-h-accepted",
-            "E = 10 cannot be split among 3 heads, and your module does not say so.",
+            "E = 10 cannot be shared out evenly among 3 heads, and your module does not say so.",
             part={"check_sizes": False},
             hint=1,
         ),
@@ -843,6 +952,22 @@ def gradient_on_a_copy(fn, x, step=1e-5):
     return torch.tensor(found, dtype=x.dtype).view_as(x)
 
 
+def gradient_by_rows(fn, x, step=1e-5):
+    gradient = torch.zeros_like(x)
+    for i in range(len(x)):
+        move = torch.zeros_like(x)
+        move[i] = step
+        gradient[i] = (fn(x + move) - fn(x - move)) / (2 * step)
+    return gradient
+
+
+def gradient_of_all_at_every_turn(fn, x, step=1e-5):
+    gradient = torch.zeros_like(x)
+    for i in range(len(x)):
+        gradient[i] = (fn(x + step) - fn(x - step)) / (2 * step)
+    return gradient
+
+
 def gradient_by_autograd(fn, x, step=1e-5):
     x = x.detach().clone().requires_grad_()
     return torch.autograd.grad(fn(x), x)[0]
@@ -874,27 +999,27 @@ NUMERICAL_GRADIENT = Exercise(
     misconceptions=(
         Misconception(
             "one-sided",
-            "With a large step your numbers are off: you look at one side only, fn(x + step) − fn(x). From both sides the "
-            "largest error cancels.",
+            "Your numbers are off, and the more so the larger the step is: you look at one side only, from x to x + step. "
+            "From both sides the largest error cancels.",
             part={"quotient": lambda fn, x, move, step: (fn(x + move) - fn(x)) / step},
             hint=2,
         ),
         Misconception(
             "backward-only",
-            "With a large step your numbers are off: you look back only, fn(x) − fn(x − step). From both sides the "
-            "largest error cancels.",
+            "Your numbers are off, and the more so the larger the step is: you look back only, from x to x − step. From both "
+            "sides the largest error cancels.",
             part={"quotient": lambda fn, x, move, step: (fn(x) - fn(x - move)) / step},
             hint=2,
         ),
         Misconception(
             "two-forgotten",
-            "Every number is twice too large: from x − step to x + step is a way of *two* steps.",
+            "Every number is twice too large: x − step and x + step are *two* steps apart.",
             part={"quotient": lambda fn, x, move, step: (fn(x + move) - fn(x - move)) / step},
             hint=2,
         ),
         Misconception(
             "not-divided",
-            "Your numbers are tiny: the difference is not divided by the way that was gone.",
+            "Your numbers are tiny: the difference is not divided by how far x was moved.",
             part={"quotient": lambda fn, x, move, step: fn(x + move) - fn(x - move)},
             hint=2,
         ),
@@ -906,11 +1031,24 @@ NUMERICAL_GRADIENT = Exercise(
         ),
         Misconception(
             "all-at-once",
-            "All numbers of your gradient are the same: the whole of x was moved at once. Move one number at a time.",
+            "There is one number for the whole of x (perhaps many times over): all of x was moved at once. Move one number at "
+            "a time.",
             wrong=lambda fn, x, step=1e-5: torch.full_like(
                 x, ((fn(x + step) - fn(x - step)) / (2 * step)).item()
             ),
             hint=1,
+            also=(
+                lambda fn, x, step=1e-5: (fn(x + step) - fn(x - step)) / (2 * step),
+                lambda fn, x, step=1e-5: ((fn(x + step) - fn(x - step)) / (2 * step)).item(),
+                gradient_of_all_at_every_turn,
+            ),
+        ),
+        Misconception(
+            "a-row-at-a-time",
+            "All numbers of a row are the same: `len(x)` and `x[i]` go through the *rows* of x, so a whole row was moved at "
+            "once. Move one number at a time, whatever the shape of x.",
+            wrong=gradient_by_rows,
+            hint=2,
         ),
         Misconception(
             "step-without-effect",

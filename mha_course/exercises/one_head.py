@@ -12,6 +12,8 @@ from torch import nn
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Named, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 
 # `torch.sqrt(torch.tensor(D))` is a float32 number and a right answer. In the float64 cases D is a square
@@ -81,7 +83,7 @@ ATTENTION_SCORES = Exercise(
     misconceptions=(
         Misconception(
             "no-scale",
-            "Every score is √D times too large: the dot products are right, the division by √D is missing.",
+            "Every score is √D times too large: these are the dot products, and the division by √D is missing.",
             part={"scale": lambda q, k: 1.0},
             hint=2,
             also=(lambda q, k: torch.einsum("nld,nsd->nls", q, k),),
@@ -126,7 +128,7 @@ ATTENTION_SCORES = Exercise(
         ),
         Misconception(
             "number-for-root",
-            "Right where D is 4, wrong for another D: 2 stands there as a number. Take D from the shape of q.",
+            "Divided by 2, whatever D is: that is √D where D is 4. Take D from the shape of q.",
             part={"scale": lambda q, k: 1 / 2},
             hint=2,
         ),
@@ -164,14 +166,14 @@ ATTENTION_SCORES = Exercise(
         Misconception(
             "everything-turned",
             "The shapes do not fit: `k.T` turns *all* dimensions around, (D, S, N), the batch with them. Only the last "
-            "two change places: `k.mT`, or `k.transpose(-2, -1)`.",
+            "two should change places.",
             wrong=lambda q, k: q @ k.permute(2, 1, 0) / math.sqrt(q.shape[-1]),
             hint=2,
             also=(lambda q, k: torch.matmul(q, k.transpose(0, 2)),),
         ),
         Misconception(
             "reshape-for-transpose",
-            "The shape is right and the numbers are scrambled: k was reshaped to (N, D, S). `view` and `reshape` "
+            "The numbers are scrambled: k was reshaped to (N, D, S). `view` and `reshape` "
             "keep the order in memory; only a transpose turns rows into columns.",
             part={"product": lambda q, k: q @ k.reshape(k.shape[0], k.shape[2], k.shape[1])},
             hint=2,
@@ -209,6 +211,12 @@ ATTENTION_SCORES = Exercise(
             ),
         ),
         Misconception(
+            "root-of-an-int",
+            "`torch.sqrt` takes a tensor, and a size is a Python int. Python has roots of its own for numbers.",
+            wrong=lambda q, k: q @ k.mT / torch.sqrt(q.shape[-1]),
+            hint=3,
+        ),
+        Misconception(
             "batch-mixed",
             "The samples of the batch are mixed: a query meets the keys of every sample. Each n stays by itself.",
             part={"product": lambda q, k: torch.einsum("nld,msd->nls", q, k)},
@@ -216,14 +224,14 @@ ATTENTION_SCORES = Exercise(
         ),
         Misconception(
             "first-sample-for-all",
-            "Sample 0 is right, the others are not: all of them meet the keys of sample 0.",
+            "All samples meet the keys of sample 0.",
             part={"product": lambda q, k: q @ k[0].T},
             hint=2,
         ),
         Misconception(
             "writes-into-q",
-            "The scores are right, but q is not what it was: `q /= …` writes into the caller's tensor. Write "
-            "`q = q / …` or divide the product.",
+            "The scores are right, but q is not what it was: `q /= …` writes into the caller's tensor. Make a new one, or "
+            "divide the product.",
             wrong=scores_in_place,
             hint=3,
         ),
@@ -295,18 +303,16 @@ def partly_closed(draw):
     return {"x": x.masked_fill(~draw.mask(2, 5, 4), -torch.inf), "dim": -1}
 
 
-def sums_along(dim_name):
-    def fails(inputs, value):
-        sums = value.double().sum(inputs["dim"])
-        if bool((sums - 1).abs().max() < 1e-2):
-            return None
-        others = [d for d in range(value.dim()) if d != inputs["dim"] % value.dim()]
-        for d in others:
-            if bool((value.double().sum(d) - 1).abs().max() < 1e-2):
-                return f"Your numbers sum to 1 along dimension {d}; asked for was dim={inputs['dim']}."
-        return "Along `dim` your numbers do not sum to 1: what are the exponentials divided by?"
-
-    return Property(dim_name, fails, hint=2)
+@of_shape(lambda inputs: inputs["x"].shape)
+def sums_along_dim(inputs, value):
+    sums = value.double().sum(inputs["dim"])
+    if bool((sums - 1).abs().max() < 1e-2):
+        return None
+    others = [d for d in range(value.dim()) if d != inputs["dim"] % value.dim()]
+    for d in others:
+        if bool((value.double().sum(d) - 1).abs().max() < 1e-2):
+            return f"Your numbers sum to 1 along dimension {d}; here dim = {inputs['dim']} is wanted."
+    return "Along `dim` your numbers do not sum to 1, as they do after a softmax."
 
 
 STABLE_SOFTMAX = Exercise(
@@ -336,8 +342,8 @@ STABLE_SOFTMAX = Exercise(
     misconceptions=(
         Misconception(
             "no-shift",
-            "Small numbers come out right; at 10⁴ you get NaN. exp(10⁴) is too large for any float: ∞ / ∞. "
-            "Subtracting the same number from a whole row changes nothing, so choose one that helps.",
+            "At 10⁴ you get NaN: exp(10⁴) is too large for any float, and ∞ / ∞ is no number. Subtracting the same number from "
+            "a whole row changes nothing, so choose one that helps.",
             part={"shift": lambda x, dim: 0.0},
             hint=2,
             also=(lambda x, dim: torch.exp(x) / torch.exp(x).sum(dim, keepdim=True),),
@@ -370,15 +376,15 @@ STABLE_SOFTMAX = Exercise(
         ),
         Misconception(
             "maximum-along-a-fixed-dim",
-            "Right for one `dim`, wrong for another: the maximum is always taken along the same dimension. What is "
-            "subtracted must be one number for each row *along dim*, or it does not cancel.",
+            "The maximum is always taken along the same dimension, whatever `dim` says. What is subtracted must be one number "
+            "for each row *along dim*, or it does not cancel.",
             part={"shift": lambda x, dim: x.amax(-1, keepdim=True)},
             hint=2,
             also=(softmax_with(shift=lambda x, dim: x.amax(0, keepdim=True)),),
         ),
         Misconception(
             "sum-along-a-fixed-dim",
-            "Right for one `dim`, wrong for another: the sum is always taken along the same dimension.",
+            "The sum is always taken along the same dimension, whatever `dim` says.",
             part={"total": lambda e, dim: e.sum(-1, keepdim=True)},
             hint=2,
             also=(softmax_with(total=lambda e, dim: e.sum(0, keepdim=True)),),
@@ -475,12 +481,12 @@ STABLE_SOFTMAX = Exercise(
         ),
         Misconception(
             "writes-into-x",
-            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor. Write `x = x - …`.",
+            "The result is right, but x is not what it was: `x -= …` writes into the caller's tensor. Make a new one.",
             wrong=softmax_in_place,
             hint=3,
         ),
     ),
-    properties=(sums_along("sums to 1 along dim"),),
+    properties=(Property("sums to 1 along dim", sums_along_dim, hint=2),),
     styles=(
         Style("logsumexp", lambda x, dim: (x - torch.logsumexp(x, dim, keepdim=True)).exp()),
         Style(
@@ -521,12 +527,17 @@ def over_rows(scores):
     return torch.softmax(scores, dim=-1)
 
 
-def attend_with(scores=reference.attention_scores, softmax=over_rows, mix=lambda w, q, k, v: w @ v):
-    """One head from three parts: scores, what makes weights of them, and what the weights mix."""
+def attend_with(
+    scores=reference.attention_scores,
+    softmax=over_rows,
+    mix=lambda w, q, k, v: w @ v,
+    give=lambda output, weights: (output, weights),
+):
+    """One head from its parts: scores, what makes weights of them, what the weights mix, what is given back."""
 
     def attend(q, k, v):
         weights = softmax(scores(q, k))
-        return mix(weights, q, k, v), weights
+        return give(mix(weights, q, k, v), weights)
 
     return attend
 
@@ -591,6 +602,27 @@ def draw_qkv(draw, dtype=torch.float64, N=2, L=5, S=7, D=4, Dv=3, scale=1.0):
     }
 
 
+def sizes_of_one_head(inputs):
+    """The shapes of output and weights: of q, k and v, or of a module's tokens x (D is the module's own)."""
+    if "x" in inputs:
+        N, L, _ = inputs["x"].shape
+        return (N, L, None), (N, L, L)
+    (N, L, _), (_, S, Dv) = inputs["q"].shape, inputs["v"].shape
+    return (N, L, Dv), (N, L, S)
+
+
+def an_output_and_weights(fails):
+    """Of the right shapes, and not with their places changed where both have the same one."""
+    shaped = of_shape(*(lambda inputs, i=i: sizes_of_one_head(inputs)[i] for i in (0, 1)))
+
+    def in_order(inputs, value):
+        changed = value[0].shape == value[1].shape and bool(((value[0].sum(-1) - 1).abs() < 1e-4).all())
+        return None if changed else fails(inputs, value)
+
+    return shaped(in_order)
+
+
+@an_output_and_weights
 def rows_or_columns(inputs, value):
     weights = value[1]
     rows, columns = (weights.double().sum(d) for d in (-1, -2))
@@ -601,12 +633,13 @@ def rows_or_columns(inputs, value):
     return f"The rows of your weights should sum to 1; yours sum to {float(rows.min()):.3g} … {float(rows.max()):.3g}."
 
 
+@an_output_and_weights
 def is_a_mixture(inputs, value):
     low, high = inputs["v"].amin(-2, keepdim=True), inputs["v"].amax(-2, keepdim=True)
-    outside = (value[0] < low - 1e-6) | (value[0] > high + 1e-6)
-    if not bool(outside.any()):
+    small = 1e-4 * inputs["v"].abs().amax()
+    if not bool(((value[0] < low - small) | (value[0] > high + small)).any()):
         return None
-    return "Some outputs lie outside the range of the values; a weighted mean cannot."
+    return "Some of your outputs lie outside the range of the values. A weighted mean of them cannot."
 
 
 def example_qkv(draw):
@@ -679,7 +712,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "reshape-for-transpose",
-            "The keys were reshaped instead of transposed: right shape, scrambled numbers.",
+            "The keys were reshaped instead of transposed: that scrambles the numbers.",
             part={
                 "scores": lambda q, k: (
                     q @ k.reshape(k.shape[0], k.shape[2], k.shape[1]) / math.sqrt(q.shape[-1])
@@ -735,7 +768,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "exp-without-shift",
-            "Large scores give NaN: exp overflows. Your `stable_softmax` was made for this; call it here.",
+            "Large scores give NaN: exp overflows. You have written a function that was made for this.",
             part={"softmax": lambda s: s.exp() / s.exp().sum(-1, keepdim=True)},
             hint=2,
         ),
@@ -756,8 +789,15 @@ ATTEND = Exercise(
         ),
         Misconception(
             "keys-mixed-instead-of-values",
-            "The weights are right, but they mix the *keys*. Keys are for being found; what a query gets are the values.",
+            "The weights mix the *keys*. Keys are for being found; what a query gets are the values.",
             part={"mix": lambda w, q, k, v: w @ k},
+            hint=2,
+        ),
+        Misconception(
+            "entry-by-entry",
+            "`*` multiplies the weights with the values entry by entry, and mixes nothing. Each output is a *sum* over the "
+            "keys: weight times value, added up.",
+            part={"mix": lambda w, q, k, v: w * v},
             hint=2,
         ),
         Misconception(
@@ -794,23 +834,22 @@ ATTEND = Exercise(
         ),
         Misconception(
             "scores-returned",
-            "The output is right. The second thing you return are the scores; asked for are the weights, after the softmax.",
+            "The output is right. The second thing you return is the scores; the weights are wanted, what the softmax made of "
+            "them.",
             wrong=lambda q, k, v: (attend_with()(q, k, v)[0], reference.attention_scores(q, k)),
             hint=3,
         ),
         Misconception(
             "weights-first",
-            "Both results are there, in the wrong order: the output comes first, then the weights.",
-            wrong=lambda q, k, v: attend_with()(q, k, v)[::-1],
+            "Two results are there, in the wrong order: the output comes first, then the weights.",
+            part={"give": lambda output, weights: (weights, output)},
             hint=3,
-            also=(lambda q, k, v: attend_with(scores=lambda q, k: q @ k.mT)(q, k, v)[::-1],),
         ),
         Misconception(
             "output-only",
-            "Only the output is returned. Return two things, `output, weights`: we want to look at the weights.",
-            wrong=lambda q, k, v: attend_with()(q, k, v)[0],
+            "Only the output is returned. Return two things: we want to look at the weights, too.",
+            part={"give": lambda output, weights: output},
             hint=3,
-            also=(lambda q, k, v: attend_with(scores=lambda q, k: q @ k.mT)(q, k, v)[0],),
         ),
         Misconception(
             "cut-off",
@@ -827,7 +866,7 @@ ATTEND = Exercise(
         ),
         Misconception(
             "writes-into-q",
-            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor. Write `q = q / …`.",
+            "Right numbers, but q is not what it was: `q /= …` writes into the caller's tensor. Make a new one.",
             wrong=attend_in_place_on_inputs,
             hint=3,
         ),
@@ -928,15 +967,21 @@ WEIGHT_SHARPNESS = Exercise(
     misconceptions=(
         Misconception(
             "never-scaled",
-            "Raw is right, scaled is not: `scaled=True` changes nothing.",
+            "`scaled=True` changes nothing.",
             part={"scale": lambda scores, D, scaled: scores},
             hint=2,
         ),
         Misconception(
             "always-scaled",
-            "Scaled is right, raw is not: the scores are divided by √D even for `scaled=False`. "
-            "(Your `attention_scores` already divides.)",
+            "The scores are divided by √D even for `scaled=False`. (Your `attention_scores` already divides.)",
             part={"scale": lambda scores, D, scaled: scores / math.sqrt(D)},
+            hint=2,
+        ),
+        Misconception(
+            "scaled-once-more",
+            "Too even, raw and scaled: `attention_scores` divides by √D already, so raw is scaled in yours, and scaled is "
+            "scaled twice.",
+            part={"scale": lambda scores, D, scaled: scores / D if scaled else scores / math.sqrt(D)},
             hint=2,
         ),
         Misconception(
@@ -1001,7 +1046,7 @@ WEIGHT_SHARPNESS = Exercise(
         ),
         Misconception(
             "uniform-numbers",
-            "`torch.rand` draws between 0 and 1, always positive; asked for are normal numbers (`torch.randn`).",
+            "Your numbers lie between 0 and 1, all of them positive: `torch.rand`. Normal numbers are wanted.",
             part={"draw": functools.partial(own_keys, random=torch.rand)},
             hint=3,
         ),
@@ -1105,6 +1150,12 @@ class HeadFolded(HeadWithParameters):
         return weights @ x @ self.value.weight.T, weights
 
 
+class HeadWithOneLayer(HeadWithParameters):
+    def __init__(self, E, D):
+        super().__init__(E, D)
+        self.query = self.key = self.value
+
+
 class HeadWrongSizes(nn.Module):
     def __init__(self, E, D):
         super().__init__()
@@ -1135,34 +1186,53 @@ SINGLE_HEAD = Exercise(
     misconceptions=(
         Misconception(
             "keys-from-the-query-projection",
-            "The key projection gets no gradient: keys are made with `self.query`. Each of the three has a projection "
-            "of its own.",
+            "Queries and keys come out of one and the same layer: either `self.query` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"offer": lambda m, x: m.query(x)},
             hint=2,
         ),
         Misconception(
             "queries-from-the-key-projection",
-            "The query projection gets no gradient: queries are made with `self.key`.",
+            "Queries and keys come out of one and the same layer: either `self.key` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"ask": lambda m, x: m.key(x)},
             hint=2,
         ),
         Misconception(
             "values-from-the-key-projection",
-            "The value projection gets no gradient: values are made with `self.key`.",
+            "Keys and values come out of one and the same layer: either `self.key` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
             part={"give": lambda m, x: m.key(x)},
             hint=2,
         ),
         Misconception(
             "values-from-the-query-projection",
-            "The value projection gets no gradient: values are made with `self.query`.",
+            "Queries and values come out of one and the same layer: either `self.query` makes both, or the two names stand "
+            "for one layer. Each of the three has a projection of its own.",
             part={"give": lambda m, x: m.query(x)},
             hint=2,
         ),
         Misconception(
+            "keys-from-the-value-projection",
+            "Keys and values come out of one and the same layer: either `self.value` makes both, or the two names stand for "
+            "one layer. Each of the three has a projection of its own.",
+            part={"offer": lambda m, x: m.value(x)},
+            hint=2,
+        ),
+        Misconception(
+            "queries-from-the-value-projection",
+            "Queries and values come out of one and the same layer: either `self.value` makes both, or the two names stand "
+            "for one layer. Each of the three has a projection of its own.",
+            part={"ask": lambda m, x: m.value(x)},
+            hint=2,
+        ),
+        Misconception(
             "one-projection-for-all",
-            "Only one projection is used for queries, keys and values alike.",
+            "Queries, keys and values come out of one and the same layer: one projection is used for all, or the three names "
+            "stand for one layer. Each of the three has a projection of its own.",
             wrong=head_with(offer=lambda m, x: m.query(x), give=lambda m, x: m.query(x)),
             hint=2,
+            also=(HeadWithOneLayer,),
         ),
         Misconception(
             "query-and-key-swapped",
@@ -1224,7 +1294,7 @@ SINGLE_HEAD = Exercise(
         ),
         Misconception(
             "with-bias",
-            "The projections have biases; this module has none: `nn.Linear(E, D, bias=False)`.",
+            "The projections have biases; in this module they have none. `nn.Linear` makes one unless it is told not to.",
             wrong=head_with(bias=True),
             hint=1,
         ),
@@ -1236,7 +1306,7 @@ SINGLE_HEAD = Exercise(
         ),
         Misconception(
             "output-only",
-            "Only the output is returned. Return two things, `output, weights`, as `attend` does.",
+            "Only the output is returned. Return two things, as `attend` does.",
             part={"result": lambda output, weights: output},
             hint=3,
         ),
@@ -1364,26 +1434,26 @@ PERMUTATION_GAP = Exercise(
         ),
         Misconception(
             "yes-or-no",
-            "You answer *whether* the two differ (True or False); asked for is *how much*: the largest difference.",
+            "You answer *whether* the two differ (True or False). *How much* they differ is wanted: the largest difference.",
             wrong=lambda fn, x, perm: torch.allclose(fn(x[:, perm]), fn(x)[:, perm]),
             hint=3,
             also=(lambda fn, x, perm: not torch.allclose(fn(x[:, perm]), fn(x)[:, perm]),),
         ),
         Misconception(
             "mean-for-largest",
-            "The *mean* difference is given; asked for is the largest.",
+            "The *mean* difference is given; the largest is wanted.",
             part={"measure": lambda gap: gap.abs().mean()},
             hint=3,
         ),
         Misconception(
             "sum-for-largest",
-            "The *sum* of the differences is given; asked for is the largest.",
+            "The *sum* of the differences is given; the largest is wanted.",
             part={"measure": lambda gap: gap.abs().sum()},
             hint=3,
         ),
         Misconception(
             "squared",
-            "The differences are squared; asked for is the largest absolute one.",
+            "The differences are squared; the largest absolute one is wanted.",
             part={"measure": lambda gap: gap.pow(2).max()},
             hint=3,
         ),
@@ -1395,7 +1465,7 @@ PERMUTATION_GAP = Exercise(
         ),
         Misconception(
             "root-mean-square",
-            "A norm of all differences is given; asked for is the largest absolute one.",
+            "A norm of all differences is given; the largest absolute one is wanted.",
             part={"measure": lambda gap: gap.norm()},
             hint=3,
         ),

@@ -20,6 +20,8 @@ from mha_course.checking import (
     Style,
 )
 
+from ._properties import of_shape, sound
+
 FLOAT32 = torch.float32
 INF = float("inf")
 # Angles worked out in float32 are good enough in practice: up to position 100 they are off by 100 · 6e-8.
@@ -154,12 +156,17 @@ def by_where(L, E, device=None):
     return torch.where(j % 2 == 0, torch.sin(angle), torch.cos(angle))
 
 
+of_L_and_E = of_shape(lambda inputs: (inputs["L"], inputs["E"]))
+
+
+@of_L_and_E
 def first_row_is_zeros_and_ones(inputs, value):
-    if value.shape[0] and not bool(((value[0] == 0) | (value[0] == 1)).all()):
+    if bool(((value[0] - (torch.arange(inputs["E"]) % 2)).abs() > 1e-4).any()):
         return "Row 0 of yours is not (0, 1, 0, 1, …). At position 0 all angles are 0: sin 0 = 0, cos 0 = 1."
     return None
 
 
+@of_L_and_E
 def pairs_lie_on_the_circle(inputs, value):
     if bool(((value[:, 0::2] ** 2 + value[:, 1::2] ** 2 - 1).abs() > 1e-4).any()):
         return (
@@ -522,6 +529,10 @@ def rope_in_place_of_a_copy(x, positions):
     return out
 
 
+like_x = of_shape(lambda inputs: inputs["x"].shape)
+
+
+@like_x
 def lengths_stay(inputs, value):
     x = inputs["x"].double()
     y = value.double()
@@ -530,6 +541,7 @@ def lengths_stay(inputs, value):
     return None
 
 
+@like_x
 def position_0_stays(inputs, value):
     places = inputs["positions"]
     if places.dim() == 1 and bool((places == 0).any()):
@@ -587,7 +599,7 @@ APPLY_ROPE = Exercise(
         Misconception(
             "layouts-mixed",
             "Two layouts are mixed: the vectors are paired one way, the angles are laid out the other way. With "
-            "neighbours as pairs the angles go θ0, θ0, θ1, θ1, …: `repeat_interleave`, not `cat` or `repeat`.",
+            "neighbours as pairs the angles go θ0, θ0, θ1, θ1, …: each twice on the spot, not the whole row twice.",
             wrong=rope_tiled_angles,
             hint=2,
             also=(rope_halves_by_pair_angles,),
@@ -616,8 +628,8 @@ APPLY_ROPE = Exercise(
         ),
         Misconception(
             "halves-in-the-result",
-            "The turn is right, its result is laid out wrongly: first all first features, then all second ones. Put "
-            "each pair back where it came from.",
+            "The result is laid out wrongly: first all first features, then all second ones. Put each pair back where it came "
+            "from.",
             part={"lay": lambda a, b: torch.cat([a, b], -1)},
             hint=3,
         ),
@@ -949,6 +961,10 @@ def a_dead_row(draw):
     return mask
 
 
+@of_shape(
+    lambda inputs: (*inputs["q"].shape[:3], inputs["v"].shape[-1]),
+    lambda inputs: (*inputs["q"].shape[:3], inputs["k"].shape[-2]),
+)
 def rows_sum_to_one(inputs, value):
     sums = value[1].double().sum(-1)
     if bool((((sums - 1).abs() > 1e-4) & (sums.abs() > 1e-4)).any()):
@@ -1000,7 +1016,7 @@ GROUPED_ATTENTION = Exercise(
         Misconception(
             "tiled-instead-of-neighbours",
             "Query head h of yours looks at key-value head h mod Hkv: `repeat` lays the whole row of heads down again and "
-            "again. *Neighbours* share one: `repeat_interleave`, head h looks at h // (H / Hkv).",
+            "again. *Neighbours* share one: the first H / Hkv query heads look at key-value head 0, the next ones at 1.",
             part={"keys": tiled, "values": tiled},
             hint=1,
             also=(
@@ -1021,7 +1037,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "first-for-all",
-            "All query heads look at key-value head 0. With one that is right; with more, each group has its own.",
+            "All query heads look at key-value head 0. Each group of query heads has its own.",
             part={"keys": first_for_all, "values": first_for_all},
             hint=1,
         ),
@@ -1040,7 +1056,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "heads-come-back-in-another-order",
-            "Every head is computed rightly, and they come back in another order: first the first of each group, then the "
+            "The heads come back in another order: first the first of each group, then the "
             "second of each. Head h belongs at place h.",
             part={"give": regrouped_output},
             hint=2,
@@ -1087,7 +1103,7 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "mask-ignored",
-            "Right without a mask; with one, nothing changes.",
+            "The mask changes nothing.",
             part={"weigh": lambda s, m: torch.softmax(s, -1)},
             hint=3,
         ),
@@ -1111,15 +1127,15 @@ GROUPED_ATTENTION = Exercise(
         ),
         Misconception(
             "dead-row-even",
-            "A query that may see nothing looks at everything alike: all its scores were filled with the same number. "
-            "`masked_softmax` from lesson 02 gives zeros.",
+            "A query that may see nothing looks at everything alike: all its scores became the same number, or its weights were "
+            "made even afterwards. `masked_softmax` from lesson 02 gives zeros.",
             part={"weigh": masked_with(-1e9)},
             hint=3,
         ),
         Misconception(
             "uneven-accepted",
-            "6 query heads and 4 key-value heads are accepted. They cannot be shared out evenly; whoever calls this must "
-            "hear of it: a ValueError that names both numbers.",
+            "6 query heads and 4 key-value heads are accepted. They cannot be shared out evenly, and the caller has to be told: "
+            "a ValueError that names both numbers.",
             wrong=lambda q, k, v, may_attend=None: grouped_somehow(q, k, v, may_attend),
             hint=3,
         ),
@@ -1339,13 +1355,14 @@ def draw_pieces(draw, *lengths, N=2, Hkv=3, D=4, Dv=6, dtype=torch.float64):
 
 
 def tokens_of_another_cache(inputs, value):
-    keys = [pair[0] for pair in value if isinstance(pair, tuple)]
-    if keys and isinstance(value[0], int) and value[0] > 0:
-        return (
-            "A new cache is not empty: it has another cache's tokens. What belongs to one object is made in `__init__`, not "
-            "in the class's body."
-        )
-    return None
+    if not isinstance(value, (list, tuple)) or len(value) != len(inputs) or type(value[0]) is not int:
+        return None
+    if value[0] <= 0:
+        return None
+    return (
+        f"A new cache is not empty in yours: it says that it holds {value[0]}. Are those another cache's tokens? What belongs "
+        "to one object is made in `__init__`, not in the class's body."
+    )
 
 
 KV_CACHE = Exercise(
@@ -1449,8 +1466,7 @@ KV_CACHE = Exercise(
         ),
         Misconception(
             "empty-has-no-length",
-            "A new cache has no length: asked for it, yours fails. It is empty: 0. `decode_step` will ask before the first "
-            "`append`.",
+            "`len` of a new cache fails. A new cache is empty: 0. `decode_step` will ask before the first `append`.",
             part={"length": lambda cache: cache.k.shape[-2]},
             hint=3,
         ),
@@ -1490,8 +1506,23 @@ def may_look(keys, queries, left):
     return (causal & (keys >= left.view(-1, 1, 1))).unsqueeze(1)
 
 
+def from_the_start(seen, L, left):
+    """Where the new tokens stand, counted from the beginning of the text, padding included, (L,)."""
+    return torch.arange(seen, seen + L, device=left.device)
+
+
+def from_the_first_real_token(seen, L, left):
+    """The same, counted from each sample's first token that is no padding, (N, L). RoPE does not see the difference."""
+    return (from_the_start(seen, L, left) - left.unsqueeze(-1)).clamp_min(0)
+
+
+def counted_either_way(**parts):
+    """The same mistake under the other right way of counting places."""
+    return (step_with(places=from_the_first_real_token, **parts),)
+
+
 def step_with(
-    places=lambda seen, L, device: torch.arange(seen, seen + L, device=device),
+    places=from_the_start,
     query_places=lambda places, L: places,
     turn_q=reference.apply_rope,
     turn_k=reference.apply_rope,
@@ -1505,7 +1536,7 @@ def step_with(
 
     def decode_step(q, k, v, cache, padding=None):
         L, seen = q.shape[-2], len(cache)
-        here = places(seen, L, q.device)
+        here = places(seen, L, on_the_left(padding, q.shape[0], q.device))
         keys, values = keep(cache, turn_k(k, here), turn_v(v, here))
         left = left_of(padding, q.shape[0], q.device)
         open_ = look(
@@ -1665,15 +1696,20 @@ def draw_steps(draw, *lengths, N=2, H=4, Hkv=2, D=6, Dv=8, left=None, dtype=torc
 
 
 def nobody_looks_ahead(inputs, value):
+    if not isinstance(value, (list, tuple)) or len(value) != len(inputs):
+        return None
     seen = 0
-    for _, weights in value:
-        L, S = weights.shape[-2:]
-        places = torch.arange(L).unsqueeze(1) + S - L
-        if bool((weights[..., :].abs() > 1e-9).logical_and(torch.arange(S) > places).any()):
-            return "A new token looks at one that comes after it: see the weights above the diagonal."
+    for step, pair in zip(inputs, value):
+        N, H, L, _ = step.inputs["q"].shape
         seen += L
-        if seen != S:
-            return f"After {seen} tokens there are {S} keys: each token should be kept once."
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not sound(pair[1], (N, H, L, seen)):
+            return None
+        places = torch.arange(L).unsqueeze(1) + seen - L
+        if bool((pair[1].abs() > 1e-9).logical_and(torch.arange(seen) > places).any()):
+            return (
+                f"A new token looks at one that comes after it. Of {seen} tokens the {L} new ones are the last: the first "
+                f"of these may look at the first {seen - L + 1}."
+            )
     return None
 
 
@@ -1720,10 +1756,27 @@ DECODE_STEP = Exercise(
     misconceptions=(
         Misconception(
             "positions-restart",
-            "The first call is right, the next one is not: its positions start at 0 again. They go on where the cache ends: "
-            "`len(cache)`, asked *before* appending.",
-            part={"places": lambda seen, L, device: torch.arange(L, device=device)},
+            "In later calls the positions start at 0 again. They go on where the cache ended *before* the new tokens came.",
+            part={"places": lambda seen, L, left: from_the_start(0, L, left)},
             hint=1,
+            also=(step_with(places=lambda seen, L, left: from_the_first_real_token(0, L, left)),),
+        ),
+        Misconception(
+            "one-position-for-all",
+            "All new tokens stand at one and the same position in yours. Each stands one further than the one before.",
+            part={"places": lambda seen, L, left: from_the_start(seen, L, left)[:1].expand(L)},
+            hint=1,
+            also=(
+                step_with(query_places=lambda places, L: places[..., :1].expand(places.shape)),
+                *(
+                    step_with(
+                        places=lambda seen, L, left, n=n: from_the_start(
+                            seen + (n and L - 1), 1, left
+                        ).expand(L)
+                    )
+                    for n in (0, 1)
+                ),
+            ),
         ),
         Misconception(
             "length-asked-too-late",
@@ -1731,18 +1784,21 @@ DECODE_STEP = Exercise(
             "appending. A token's query and key stand at the same position.",
             part={"query_places": lambda places, L: places + L},
             hint=1,
+            also=counted_either_way(query_places=lambda places, L: places + L),
         ),
         Misconception(
             "keys-not-turned",
             "The queries are turned, the keys are not. Only with both does their product depend on the distance.",
             part={"turn_k": unturned},
             hint=2,
+            also=counted_either_way(turn_k=unturned),
         ),
         Misconception(
             "queries-not-turned",
             "The keys are turned, the queries are not. Only with both does their product depend on the distance.",
             part={"turn_q": unturned},
             hint=2,
+            also=counted_either_way(turn_q=unturned),
         ),
         Misconception(
             "nothing-turned",
@@ -1755,12 +1811,14 @@ DECODE_STEP = Exercise(
             "The values are turned, too. Positions decide *where* to look; what is found there is taken as it is.",
             wrong=step_turning_values,
             hint=2,
+            also=counted_either_way(turn_v=reference.apply_rope),
         ),
         Misconception(
             "kept-keys-turned-again",
             "The keys of earlier steps are turned once more at every step. Turn each key once, before it is kept.",
             part={"turn_kept": lambda keys: turn_all(keys)},
             hint=2,
+            also=counted_either_way(turn_kept=lambda keys: turn_all(keys)),
         ),
         Misconception(
             "mask-starts-upper-left",
@@ -1778,13 +1836,13 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "not-itself",
-            "A token does not see itself: the diagonal is closed. `<=`, not `<`.",
+            "A token does not see itself: the diagonal is closed. A token's own place is not ahead of it.",
             part={"look": look_strictly_back},
             hint=3,
         ),
         Misconception(
             "padding-ignored",
-            "Right without padding; with padding on the left, real tokens look at padding.",
+            "Real tokens look at the padding on the left: `padding` does not reach the mask.",
             part={"left_of": lambda padding, N, device: torch.zeros(N, dtype=torch.int64, device=device)},
             hint=3,
         ),
@@ -1796,13 +1854,13 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "padding-inverted",
-            "Only the padding is looked at. A key may be seen where its place is `padding` or more.",
+            "Only the padding is looked at: the comparison with `padding` is the wrong way round.",
             part={"look": padding_inverted},
             hint=3,
         ),
         Misconception(
             "padding-or-causal",
-            "A key is open when *one* of the two masks opens it. Both have to: `&`.",
+            "A key is open when *one* of the two masks opens it. Both have to.",
             part={"look": padding_or_causal},
             hint=3,
         ),
@@ -1832,7 +1890,7 @@ DECODE_STEP = Exercise(
         ),
         Misconception(
             "output-alone",
-            "Only the output is returned. Asked for are the output and the weights.",
+            "Only the output is returned. Return two things: the output and the weights.",
             wrong=lambda q, k, v, cache, padding=None: step_with()(q, k, v, cache, padding)[0],
             hint=1,
         ),
@@ -1942,7 +2000,7 @@ KV_CACHE_BYTES = Exercise(
         ),
         Misconception(
             "numbers-not-bytes",
-            "You count numbers. Each takes `dtype.itemsize` bytes.",
+            "You count numbers. How many bytes does one take? Its dtype knows.",
             part={"each": lambda d: 1},
             hint=2,
         ),
@@ -1978,7 +2036,7 @@ KV_CACHE_BYTES = Exercise(
         ),
         Misconception(
             "in-larger-units",
-            "You give kilobytes, megabytes or gigabytes. Asked for are bytes, a whole number.",
+            "You give kilobytes, megabytes or gigabytes. Bytes are wanted, a whole number.",
             wrong=lambda N, S, Hkv, D, layers, dtype=torch.float16: (
                 bytes_with()(N, S, Hkv, D, layers, dtype) / 1024
             ),

@@ -6,6 +6,13 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import of_shape
+
+LEFT_TORCH = (
+    "The numbers are right, but they are cut off from the inputs: a detour through NumPy, `torch.tensor(…)` or `detach()` lets "
+    "no gradient through, and nothing before it could learn. Stay with the tensors you were given."
+)
+
 # ------------------------------------------------------------------------------- 0.1 steps_back
 
 
@@ -127,6 +134,7 @@ def steps_turned_round(query_positions, key_positions):
     return (query_positions - key_positions.unsqueeze(1)).transpose(0, 1)
 
 
+@of_shape(lambda inputs: (len(inputs["query_positions"]), len(inputs["key_positions"])))
 def first_entry_is_a_difference(inputs, value):
     query, key = float(inputs["query_positions"][0]), float(inputs["key_positions"][0])
     if abs(float(value[0, 0]) - (query - key)) < 1e-6:
@@ -176,7 +184,7 @@ STEPS_BACK = Exercise(
         Misconception(
             "key-minus-query",
             "Every number has the wrong sign: that is key minus query, how far ahead a key is. "
-            "Asked is how far *back* it is: a key at 2 is 3 steps behind a query at 5.",
+            "How far *back* it is, is wanted: a key at 2 is 3 steps behind a query at 5.",
             part={"combine": key_minus_query},
             hint=1,
         ),
@@ -195,8 +203,7 @@ STEPS_BACK = Exercise(
         ),
         Misconception(
             "added",
-            "The numbers are sums of two positions. The broadcasting is right; only the sign between the column and "
-            "the row is not.",
+            "The numbers are sums of two positions. How far back is a difference.",
             part={"combine": torch.add},
             hint=1,
         ),
@@ -218,16 +225,18 @@ STEPS_BACK = Exercise(
         Misconception(
             "input-turned-in-place",
             "The table is right, but after the call query_positions itself has another shape: unsqueeze_ (with the "
-            "underscore) changes the tensor that the caller still holds. Without it, you get a new view.",
+            "underscore) changes the tensor that the caller still holds. The form without it gives a new view.",
             wrong=unsqueezed_in_place,
             hint=3,
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=by_numpy,
-            also=(detached_steps,),
+            also=(
+                detached_steps,
+                lambda q, k: torch.tensor([[a - b for b in k] for a in q], dtype=q.dtype),
+            ),
         ),
         Misconception(
             "made-anew-from-numbers",
@@ -369,6 +378,7 @@ def dot_by_baddbmm(a, b):
     return torch.baddbmm(nothing, a.unsqueeze(0), b.T.unsqueeze(0)).squeeze(0)
 
 
+@of_shape(lambda inputs: (len(inputs["a"]), len(inputs["b"])))
 def first_entry_is_a_dot_product(inputs, value):
     dot = float((inputs["a"][0] * inputs["b"][0]).sum())
     if abs(float(value[0, 0]) - dot) < 1e-6:
@@ -429,6 +439,22 @@ PAIRWISE_DOT = Exercise(
             hint=1,
         ),
         Misconception(
+            "summed-over-everything",
+            "A single number came out: everything was added up. A dot product adds up over the features only; the rows of a "
+            "and of b stay apart.",
+            wrong=lambda a, b: (a[:, None] * b).sum(),
+            hint=1,
+            also=(lambda a, b: (a @ b.T).sum(),),
+        ),
+        Misconception(
+            "reshape-for-transpose",
+            "The shape is right and the numbers are scrambled: `view` and `reshape` keep the reading order, so the rows of b "
+            "did not become columns; they were cut up anew.",
+            wrong=lambda a, b: a @ b.reshape(b.shape[1], b.shape[0]),
+            hint=2,
+            also=(lambda a, b: a @ b.view(b.shape[1], b.shape[0]), lambda a, b: a @ b.view(2, 4)),
+        ),
+        Misconception(
             "not-summed",
             "There are three dimensions, (L, S, D): all products are there, one for each feature. To make a dot "
             "product of them, add them up over the features.",
@@ -463,21 +489,20 @@ PAIRWISE_DOT = Exercise(
         Misconception(
             "input-turned-in-place",
             "The table is right, but after the call b itself is turned: t_ (with the underscore) changes the tensor "
-            "that the caller still holds. `.T` gives a turned view and leaves b alone.",
+            "that the caller still holds. There is a form that gives a turned view and leaves b alone.",
             wrong=transposed_in_place,
             hint=3,
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=dot_by_numpy,
             also=(dot_detached,),
         ),
         Misconception(
             "made-anew-from-numbers",
             "The numbers are right up to rounding, but the tensor was typed anew from Python numbers: it has lost the "
-            "dtype of the inputs and every gradient. One `@` does all of it at once.",
+            "dtype of the inputs and every gradient. There is an operator that does all of it at once.",
             wrong=dot_retyped,
             hint=2,
         ),
@@ -646,11 +671,9 @@ def regroup_into_a_table(x, groups):
     return table
 
 
+@of_shape(lambda inputs: (inputs["groups"], len(inputs["x"]), inputs["x"].shape[1] // inputs["groups"]))
 def slices_keep_the_tokens(inputs, value):
     x, groups = inputs["x"], inputs["groups"]
-    D = x.shape[1] // groups
-    if value.shape != (groups, x.shape[0], D):
-        return None
     if sorted(value.flatten().tolist()) != sorted(x.flatten().tolist()):
         return "Regrouping only moves numbers; in yours some are new, changed, or missing."
     for g in range(groups):
@@ -686,8 +709,8 @@ REGROUP = Exercise(
         ),
         Misconception(
             "not-brought-to-the-front",
-            "You cut each token's row rightly, but the tokens are still in front: (L, groups, E/groups). One step is "
-            "missing: the first two dimensions change places.",
+            "Each token's row is cut correctly, but the tokens are still in front: (L, groups, E/groups). One step is "
+            "missing: the groups should be in front.",
             wrong=not_brought_to_the_front,
             hint=2,
         ),
@@ -704,6 +727,18 @@ REGROUP = Exercise(
             "The argument `groups` says how *many* groups there are; you made groups of that size.",
             wrong=groups_of_that_size,
             hint=1,
+        ),
+        Misconception(
+            "size-is-a-float",
+            "torch got a size with a decimal point: `/` gives 3.0 even where it comes out even. Sizes are whole numbers, and "
+            "there is a division that gives those.",
+            wrong=lambda x, groups: x.view(x.shape[0], groups, x.shape[1] / groups).transpose(0, 1),
+            hint=1,
+            also=(
+                lambda x, groups: x.reshape(x.shape[0], groups, x.shape[1] / groups).transpose(0, 1),
+                lambda x, groups: x.view(groups, x.shape[0], x.shape[1] / groups),
+                lambda x, groups: x.reshape(groups, x.shape[0], x.shape[1] / groups),
+            ),
         ),
         Misconception(
             "features-before-tokens",
@@ -751,8 +786,7 @@ REGROUP = Exercise(
         ),
         Misconception(
             "left-torch",
-            "The numbers are right, but they are cut off from the inputs: a detour through NumPy or detach() lets no "
-            "gradient through, and nothing before it could learn. Stay with torch's tensors.",
+            LEFT_TORCH,
             wrong=regroup_by_numpy,
             also=(regroup_detached,),
         ),

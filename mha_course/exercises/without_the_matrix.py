@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mha_course import reference
 from mha_course.checking import Case, Exercise, Lesson, Misconception, Property, Question, Style
 
+from ._properties import of_shape
+
 FLOAT32 = torch.float32
 INF = float("inf")
 
@@ -198,18 +200,31 @@ def falling(draw):
     return {"blocks": [block - 10.0 * i for i, block in enumerate(blocks)]}
 
 
+def largest(inputs):
+    return torch.cat(inputs["blocks"], -1).amax(-1)
+
+
+a_number_per_row = of_shape(
+    *[lambda inputs: torch.broadcast_shapes(*(b.shape[:-1] for b in inputs["blocks"]))] * 2, infinite=True
+)
+
+
+@a_number_per_row
 def at_least_one(inputs, value):
     m, l = value
-    if bool(((m > -INF) & (l < 1 - 1e-6)).any()):
+    if torch.equal(m, largest(inputs)) and bool(((m > -INF) & (l < 1 - 1e-4)).any()):
         return (
-            "A sum of yours is below 1. The largest number itself gives exp(0) = 1, so relative to the *largest* the sum is at "
-            "least 1."
+            "The maxima are right, and a sum of yours is below 1. The largest number itself gives exp(0) = 1, so relative to "
+            "the *largest* the sum is at least 1."
         )
     return None
 
 
+@a_number_per_row
 def largest_of_all(inputs, value):
-    top = torch.cat(inputs["blocks"], -1).amax(-1)
+    top = largest(inputs)
+    if torch.equal(value[1], top):  # the two have changed places: that is said elsewhere
+        return None
     if not torch.equal(value[0], top):
         return "Your maximum is not the largest number of all blocks together."
     return None
@@ -239,15 +254,15 @@ ONLINE_SOFTMAX = Exercise(
     misconceptions=(
         Misconception(
             "not-rescaled",
-            "What was summed so far is relative to the *old* maximum. When a larger number comes, that sum has to shrink: by "
-            "exp(old maximum − new maximum).",
+            "What was summed so far is relative to the *old* maximum. When a larger number comes, that sum has to shrink. By how "
+            "much does exp(x − maximum) change when the maximum does?",
             part={"old_sum": lambda l, old, new: l},
             hint=2,
             also=(online_keeps_old_sum(),),
         ),
         Misconception(
             "rescaled-the-wrong-way",
-            "The old sum grows where it should shrink: the factor is exp(old − new), not exp(new − old).",
+            "The old sum grows where it should shrink: when the maximum grows, the factor has to be below 1.",
             part={"old_sum": lambda l, old, new: l * (new - old).exp()},
             hint=2,
             also=(online_with(old_sum=lambda l, old, new: l / (old - new).exp()),),
@@ -270,6 +285,12 @@ ONLINE_SOFTMAX = Exercise(
             "relative to the same number.",
             part={"new_sum": lambda block, new, top: (block - finite(top).unsqueeze(-1)).exp().sum(-1)},
             hint=2,
+            also=(
+                online_with(
+                    new_sum=lambda block, new, top: (block - top.unsqueeze(-1)).exp().sum(-1),
+                    safe=lambda x: x,
+                ),
+            ),
         ),
         Misconception(
             "nothing-subtracted",
@@ -312,14 +333,20 @@ ONLINE_SOFTMAX = Exercise(
         ),
         Misconception(
             "logarithm",
-            "You give the logarithm of the sum. Asked for is the sum itself, relative to the maximum.",
+            "You give the logarithm of the sum. The sum itself is wanted, relative to the maximum.",
             part={"give": lambda m, l: (m, l.log())},
             hint=1,
         ),
         Misconception(
             "logsumexp",
-            "Your second number is maximum + log(sum). Asked for is the sum itself, relative to the maximum.",
+            "Your second number is maximum + log(sum). The sum itself is wanted, relative to the maximum.",
             part={"give": lambda m, l: (m, m + l.log())},
+            hint=1,
+        ),
+        Misconception(
+            "sum-first",
+            "Two results are there, in the wrong order: the maximum comes first, then the sum.",
+            part={"give": lambda m, l: (l, m)},
             hint=1,
         ),
         Misconception(
@@ -431,6 +458,12 @@ def draw_halves(draw, N=2, H=3, L=5, Dv=4, dtype=torch.float64, shift=0.0, close
     return inputs
 
 
+an_output_and_lse = of_shape(
+    lambda inputs: inputs["out_a"].shape, lambda inputs: inputs["lse_a"].shape, infinite=True
+)
+
+
+@an_output_and_lse
 def between_the_two(inputs, value):
     low = torch.minimum(inputs["out_a"], inputs["out_b"]) - 1e-6
     high = torch.maximum(inputs["out_a"], inputs["out_b"]) + 1e-6
@@ -439,6 +472,7 @@ def between_the_two(inputs, value):
     return None
 
 
+@an_output_and_lse
 def not_below_either(inputs, value):
     if bool((value[1] < torch.maximum(inputs["lse_a"], inputs["lse_b"]) - 1e-6).any()):
         return (
@@ -473,8 +507,8 @@ LOGSUMEXP_MERGE = Exercise(
     misconceptions=(
         Misconception(
             "plain-average",
-            "The two outputs are averaged evenly. The half with more weight to give counts more: its share is exp(its lse − "
-            "common lse).",
+            "The two outputs are averaged evenly. The half with more weight to give counts more: how much it has, its lse "
+            "says, beside the common one.",
             part={"shares": lambda a, b, lse: (torch.full_like(a, 0.5), torch.full_like(b, 0.5))},
             hint=1,
         ),
@@ -511,7 +545,8 @@ LOGSUMEXP_MERGE = Exercise(
         ),
         Misconception(
             "lse-added",
-            "The two lse are added: that multiplies the sums. The sums are added, inside the logarithm: log(exp a + exp b).",
+            "The two lse are added: that multiplies the sums. It is the sums of exponentials that are added, and an lse is the "
+            "logarithm of one.",
             part={"both": lambda a, b: a + b},
             hint=1,
         ),
@@ -523,20 +558,21 @@ LOGSUMEXP_MERGE = Exercise(
         ),
         Misconception(
             "lse-averaged",
-            "Your lse is an average. Over more keys the sum of exponentials grows: log(exp a + exp b).",
+            "Your lse is an average. Over more keys the sum of exponentials grows, and with it its logarithm.",
             part={"both": lambda a, b: (a + b) / 2},
             hint=1,
             also=(merge_with(both=lambda a, b: torch.logaddexp(a, b) - math.log(2)),),
         ),
         Misconception(
             "sum-instead-of-its-logarithm",
-            "Your second result is the sum of exponentials. Asked for is its logarithm.",
+            "Your second result is the sum of exponentials. Its logarithm is wanted.",
             part={"both": lambda a, b: torch.logaddexp(a, b).exp()},
             hint=1,
         ),
         Misconception(
             "nan-where-nothing-is-open",
-            "A row that may see nothing in either half gives NaN: −∞ − (−∞). Subtract 0 there; both shares are then 0.",
+            "A row that may see nothing in either half gives NaN: −∞ − (−∞). What could be subtracted there, so that both shares "
+            "become 0?",
             part={"shares": lambda a, b, lse: ((a - lse).exp(), (b - lse).exp())},
             hint=3,
         ),
@@ -568,11 +604,19 @@ def starts(length, block_size):
     return range(0, length, block_size)
 
 
+def whole_blocks(length, block_size):
+    return range(0, length // block_size * block_size, block_size)
+
+
 def tile_of(may_attend, i, j, block_size):
     """The part of a mask that belongs to one tile; dimensions of size 1 stay."""
     rows = slice(i, i + block_size) if may_attend.shape[-2] > 1 else slice(None)
     columns = slice(j, j + block_size) if may_attend.shape[-1] > 1 else slice(None)
     return may_attend[..., rows, columns]
+
+
+def plainly_divided(acc, l):
+    return acc / l.unsqueeze(-1)
 
 
 def divided_at_the_end(acc, l):
@@ -585,6 +629,7 @@ def flash_with(
     scale=lambda D: 1 / math.sqrt(D),
     tile=tile_of,
     closed=lambda tile: ~tile,
+    low=-INF,
     highest=grown,
     shrink=lambda m, new: (m - finite(new)).exp(),
     shrink_acc=lambda shrink: shrink,
@@ -608,7 +653,7 @@ def flash_with(
             for j in columns(S, C):
                 scores = part @ k[..., j : j + C, :].mT
                 if may_attend is not None:
-                    scores = scores.masked_fill(closed(tile(may_attend, i, j, B)), -INF)
+                    scores = scores.masked_fill(closed(tile(may_attend, i, j, B)), low)
                 new = highest(m, scores.amax(-1))
                 p = (scores - safe(new).unsqueeze(-1)).exp()
                 less = shrink(m, new)
@@ -689,6 +734,15 @@ def flash_with_padded_keys(q, k, v, block_size, may_attend=None):
     k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))
     if may_attend is not None and may_attend.shape[-1] > 1:
         may_attend = F.pad(may_attend, (0, more), value=True)
+    return flash_with()(q, k, v, block_size, may_attend)
+
+
+def flash_with_padded_tiles(q, k, v, block_size, may_attend=None):
+    """Keys, values and mask are filled up with zeros, so that the filling is closed where there is a mask."""
+    more = -k.shape[-2] % block_size
+    k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))
+    if may_attend is not None and may_attend.shape[-1] > 1:
+        may_attend = F.pad(may_attend, (0, more), value=False)
     return flash_with()(q, k, v, block_size, may_attend)
 
 
@@ -837,6 +891,14 @@ def no_matrix(inputs):
     return q.shape[0] * q.shape[1] * longest * max(q.shape[-1], v.shape[-1], block)
 
 
+an_output_and_an_lse = of_shape(
+    lambda inputs: (*inputs["q"].shape[:-1], inputs["v"].shape[-1]),
+    lambda inputs: inputs["q"].shape[:-1],
+    infinite=True,
+)
+
+
+@an_output_and_an_lse
 def like_any_average(inputs, value):
     v, output = inputs["v"], value[0]
     low, high = v.amin(-2, keepdim=True) - 1e-6, v.amax(-2, keepdim=True) + 1e-6
@@ -848,12 +910,15 @@ def like_any_average(inputs, value):
     return None
 
 
+@an_output_and_an_lse
 def lse_is_enough(inputs, value):
-    scores = inputs["q"] @ inputs["k"].mT / math.sqrt(inputs["q"].shape[-1])
-    if inputs.get("may_attend") is not None:
-        scores = scores.masked_fill(~inputs["may_attend"], -INF)
-    if not torch.allclose(value[1].double(), scores.logsumexp(-1).double(), atol=1e-3):
-        return "Your lse is not log of the sum of exponentials of a row's scores: m + log(l), after the last block."
+    """Speaks only where the output is right: then scores, mask and sums are, too."""
+    output, lse = direct(inputs["q"], inputs["k"], inputs["v"], inputs.get("may_attend"))
+    if torch.allclose(value[0], output, atol=1e-3) and not torch.allclose(value[1], lse, atol=1e-3):
+        return (
+            "Your output is right, your lse is not. It is one number for each query: the logarithm of what all its "
+            "exponentials sum to, not relative to anything."
+        )
     return None
 
 
@@ -926,8 +991,8 @@ FLASH_FORWARD = Exercise(
         ),
         Misconception(
             "nothing-rescaled",
-            "With one block it is right, with several it is not: what was summed so far is relative to the old maximum. "
-            "When the maximum grows, the sum *and* the output so far have to shrink.",
+            "With several blocks, what was summed so far is relative to the old maximum. When the maximum grows, the sum *and* "
+            "the output so far have to shrink.",
             part={"shrink": lambda m, new: torch.ones_like(m)},
             hint=2,
         ),
@@ -969,12 +1034,32 @@ FLASH_FORWARD = Exercise(
             "Where the block size does not divide S, the last keys are never looked at. The last block may be smaller.",
             part={"columns": lambda S, B: range(0, S - S % B if S >= B else S, B)},
             hint=1,
+            also=(
+                flash_with(columns=whole_blocks),
+                flash_with(columns=whole_blocks, finish=plainly_divided),
+                flash_with(columns=whole_blocks, lse=lambda m, l: finite(m) + l.log()),
+            ),
+        ),
+        Misconception(
+            "last-queries-lost",
+            "Where the block size does not divide L (or S), the last rows are missing. The last block may be smaller.",
+            wrong=flash_with(rows=whole_blocks),
+            hint=1,
+            also=(
+                flash_with(rows=whole_blocks, columns=whole_blocks),
+                flash_with(rows=lambda L, B: range(0, L - L % B if L >= B else L, B)),
+                flash_with(
+                    rows=lambda L, B: range(0, L - L % B if L >= B else L, B),
+                    columns=lambda L, B: range(0, L - L % B if L >= B else L, B),
+                ),
+            ),
         ),
         Misconception(
             "last-block-filled-up",
             "The last block is filled up with zeros, and the zeros are looked at: a score of 0 has the weight exp(0) = 1.",
             wrong=flash_with_padded_keys,
             hint=1,
+            also=(flash_with_padded_tiles,),
         ),
         Misconception(
             "number-of-blocks",
@@ -1002,19 +1087,38 @@ FLASH_FORWARD = Exercise(
         ),
         Misconception(
             "nan-from-a-closed-block",
-            "A block in which a query may see nothing gives NaN: −∞ − (−∞). Where the maximum is still −∞, subtract 0.",
+            "A block in which a query may see nothing gives NaN: −∞ − (−∞). A maximum of −∞ is none that can be subtracted.",
             part={"safe": lambda new: new, "shrink": lambda m, new: (m - new).exp()},
             hint=3,
         ),
         Misconception(
             "dead-row-nan",
-            "A query that may see nothing gets 0 / 0. Its output is zeros: divide by 1 where the sum is 0.",
+            "A query that may see nothing gets 0 / 0. Its output should be zeros: what may be divided by where the sum is 0?",
             part={"finish": lambda acc, l: acc / l.unsqueeze(-1)},
             hint=3,
         ),
         Misconception(
+            "large-negative-number",
+            "A query that may see nothing gets the average of all values: its scores were filled with one large negative "
+            "number, and equal scores share evenly. Closed is −∞; then its sum is 0, and its output zeros.",
+            part={"low": -1e9},
+            hint=3,
+            also=tuple(
+                flash_with(low=low, safe=safe, finish=finish)
+                for low in (
+                    -1e4,
+                    -1e5,
+                    -1e6,
+                    -1e9,
+                    -1e20,
+                    *(torch.finfo(d).min for d in (FLOAT32, torch.float64)),
+                )
+                for safe, finish in ((finite, divided_at_the_end), (lambda new: new, plainly_divided))
+            ),
+        ),
+        Misconception(
             "mask-ignored",
-            "Right without a mask; with one, nothing changes.",
+            "The mask changes nothing.",
             part={"closed": lambda tile: torch.zeros_like(tile)},
             hint=3,
         ),
@@ -1051,19 +1155,20 @@ FLASH_FORWARD = Exercise(
         ),
         Misconception(
             "sum-instead-of-lse",
-            "Your second result is the sum l. It is relative to the maximum, and worth nothing without it: lse = m + log l.",
+            "Your second result is the sum. It is relative to the maximum, and worth nothing without it: lse says both in one, "
+            "as a logarithm.",
             part={"lse": lambda m, l: l},
             hint=3,
         ),
         Misconception(
             "log-without-maximum",
-            "Your lse lacks the maximum: l is relative to it. lse = m + log l.",
+            "Your lse lacks the maximum: the sum is relative to it, so its logarithm is, too.",
             part={"lse": lambda m, l: l.log()},
             hint=3,
         ),
         Misconception(
             "maximum-as-lse",
-            "Your lse is the maximum alone. lse = m + log l.",
+            "Your lse is the maximum alone; the other keys count as well.",
             part={"lse": lambda m, l: m},
             hint=3,
         ),
@@ -1109,7 +1214,7 @@ def backward_with(
     add_rows=lambda table, part, new: table[..., part, :].add_(new),
     columns=starts,
     give=lambda q, k, v: (q, k, v),
-    of_values=lambda p, grad: p.mT @ grad,
+    of_values=lambda p, grad, output: p.mT @ grad,
 ):
     """The gradients in tiles from their parts."""
 
@@ -1125,7 +1230,7 @@ def backward_with(
                     scores = scores.masked_fill(closed(tile(may_attend, i, j, block_size)), -INF)
                 p = weights(scores, lse[..., rows])
                 grad = grad_output[..., rows, :]
-                add(grad_v, part, of_values(p, grad))
+                add(grad_v, part, of_values(p, grad, output[..., rows, :]))
                 grad_p = grad @ v[..., part, :].mT
                 d = delta(grad, output[..., rows, :], p, grad_p)
                 grad_scores = of_scores(p, grad_p, d) * scale_back(D)
@@ -1237,14 +1342,57 @@ def draw_backward(draw, **sizes):
     return inputs if mask is None else {**inputs, "may_attend": mask}
 
 
-def of_the_right_shapes(inputs, value):
-    for name, given, gradient in zip("qkv", (inputs["q"], inputs["k"], inputs["v"]), value):
-        if given.shape != gradient.shape:
-            return f"The gradient of {name} has the shape {tuple(gradient.shape)}; {name} has {tuple(given.shape)}."
-    return None
+gradients_of_qkv = of_shape(*(lambda inputs, name=name: inputs[name].shape for name in "qkv"))
+WHAT_IS_WRONG = {  # whether the gradients of q, k and v are right → where to look
+    (
+        False,
+        False,
+        True,
+    ): "grad_v is right, so the weights of every tile are. grad_q and grad_k are not: look at what "
+    "stands between the weights and them, the gradient of the weights, delta, the gradient of the scores, the scale.",
+    (
+        True,
+        True,
+        False,
+    ): "grad_q and grad_k are right, so the weights are, too. Only grad_v is not: what is mixed into "
+    "it, and is it added up over the blocks of queries?",
+    (
+        False,
+        True,
+        True,
+    ): "grad_k and grad_v are right, grad_q is not: what is multiplied with the gradient of the "
+    "scores, and is it added up over the blocks of keys?",
+    (
+        True,
+        False,
+        True,
+    ): "grad_q and grad_v are right, grad_k is not: what is multiplied with the gradient of the "
+    "scores, and is it added up over the blocks of queries?",
+    (
+        True,
+        False,
+        False,
+    ): "grad_q is right, grad_k and grad_v are not: both are added up over the blocks of queries.",
+    (
+        False,
+        False,
+        False,
+    ): "None of the three is right. grad_v needs nothing but the weights, so begin with those: are "
+    "they made with the scale, the mask and lse?",
+}
 
 
-def same_constant_added_to_all_scores(inputs, value):
+@gradients_of_qkv
+def which_of_the_three(inputs, value):
+    with torch.enable_grad():
+        leaves = [inputs[name].detach().clone().requires_grad_() for name in "qkv"]
+        output, _ = direct(*leaves, inputs.get("may_attend"))
+        right = torch.autograd.grad(output, leaves, inputs["grad_output"])
+    return WHAT_IS_WRONG.get(tuple(torch.allclose(a, b, atol=1e-4) for a, b in zip(value, right)))
+
+
+@gradients_of_qkv
+def only_their_product_counts(inputs, value):
     """Adding a number to a row of scores changes nothing: q · grad_q summed up is k · grad_k summed up."""
     one = (inputs["q"] * value[0]).sum()
     other = (inputs["k"] * value[1]).sum()
@@ -1305,15 +1453,15 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "softmax-as-if-alone",
-            "The gradient of the softmax lacks its second term: from each row of `grad_p` its weighted mean is subtracted, "
-            "Σ grad_output · output.",
+            "The gradient of the softmax lacks its second term, so grad_q and grad_k are off. From each row of "
+            "the weights' gradient its weighted mean, delta, is taken away.",
             part={"delta": lambda grad, output, p, grad_p: torch.zeros_like(grad[..., 0])},
             hint=2,
         ),
         Misconception(
             "mean-over-one-tile",
-            "What you subtract is a mean over this tile's keys alone. It runs over all keys; and it is known already: "
-            "Σ grad_output · output.",
+            "What you subtract is a mean over this tile's keys alone. It runs over all keys, and can be known before the "
+            "loops begin.",
             part={"delta": lambda grad, output, p, grad_p: (p * grad_p).sum(-1)},
             hint=2,
         ),
@@ -1325,14 +1473,21 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "weights-left-out",
-            "The gradient of the scores lacks the weights: p · (grad_p − delta).",
+            "The gradient of the scores lacks the weights: a key with hardly any weight has hardly any gradient.",
             part={"of_scores": lambda p, grad_p, delta: grad_p - delta.unsqueeze(-1)},
             hint=2,
         ),
         Misconception(
             "subtracted-outside-the-product",
-            "The brackets are missing: p · (grad_p − delta), not p · grad_p − delta.",
+            "Brackets are missing in the gradient of the scores: the weights multiply the difference, delta included.",
             part={"of_scores": lambda p, grad_p, delta: p * grad_p - delta.unsqueeze(-1)},
+            hint=2,
+        ),
+        Misconception(
+            "values-from-the-output",
+            "For grad_v the weights are multiplied with the output. What goes back to the "
+            "values is the output's *gradient*.",
+            part={"of_values": lambda p, grad, output: p.mT @ output},
             hint=2,
         ),
         Misconception(
@@ -1343,9 +1498,15 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "exponentials-alone",
-            "The weights are not divided by their sum: exp(scores − lse), not exp(scores).",
+            "Not even grad_v comes out: the weights are bare exponentials, not divided by their sum. lse is the logarithm of "
+            "that sum.",
             part={"weights": lambda scores, lse: scores.exp()},
             hint=1,
+            also=(
+                backward_with(
+                    weights=lambda scores, lse: (scores - finite(scores.amax(-1, keepdim=True))).exp()
+                ),
+            ),
         ),
         Misconception(
             "no-scale-again",
@@ -1355,7 +1516,8 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "no-scale-back",
-            "The gradients of q and k lack the factor 1/√D: scores = q · k / √D, so it comes along.",
+            "The gradients of q and k are √D times too large: the factor by which the scores were divided comes along on the way "
+            "back.",
             part={"scale_back": lambda D: 1.0},
             hint=3,
         ),
@@ -1367,13 +1529,13 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "not-added-up",
-            "Only the last tile's share is left in the gradients of k and v: every block of queries adds its own. `+=`.",
+            "Only the last tile's share is left in the gradients of k and v: every block of queries adds its own.",
             part={"add": put},
             hint=3,
         ),
         Misconception(
             "query-gradients-not-added-up",
-            "Only the last tile's share is left in the gradient of q: every block of keys adds its own. `+=`.",
+            "Only the last tile's share is left in the gradient of q: every block of keys adds its own.",
             part={"add_rows": put},
             hint=3,
         ),
@@ -1385,7 +1547,7 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "mask-ignored",
-            "Right without a mask; with one, closed keys get gradients.",
+            "Closed keys get gradients: the mask changes nothing.",
             part={"closed": torch.zeros_like},
             hint=3,
         ),
@@ -1409,7 +1571,8 @@ FLASH_BACKWARD = Exercise(
         ),
         Misconception(
             "dead-row-nan",
-            "A query that may see nothing gives NaN: its lse is −∞, and −∞ − (−∞) is no number. Subtract 0 there.",
+            "A query that may see nothing gives NaN: its lse is −∞, and −∞ − (−∞) is no number. Such an lse cannot be "
+            "subtracted.",
             part={"weights": lambda scores, lse: (scores - lse.unsqueeze(-1)).exp()},
             hint=3,
         ),
@@ -1425,8 +1588,8 @@ FLASH_BACKWARD = Exercise(
         ),
     ),
     properties=(
-        Property("shapes", of_the_right_shapes, hint=1),
-        Property("only-their-product", same_constant_added_to_all_scores, hint=3),
+        Property("which-of-the-three", which_of_the_three, hint=2),
+        Property("only-their-product", only_their_product_counts, hint=3),
     ),
     styles=(
         Style("keys in the outer loop", backward_columns_outside),
@@ -1495,10 +1658,10 @@ def open_where(rule):
 
 
 PYTHON_IF = (
-    "`if`, `and` and `or` need one True or False, and here `i` and `j` stand for many queries and keys at once. Decide for "
-    "each: `torch.where(condition, score, other)`, and `&` between conditions, each in brackets."
+    "`if`, `and` and `or` need one True or False, and here `i` and `j` stand for many queries and keys at once. torch has a "
+    "function that decides for each of them, and an operator that joins two conditions place by place."
 )
-MASK_RETURNED = "You give back True and False. Asked for is the *score* to use: the old one where the key is open, −∞ where it is closed."
+MASK_RETURNED = "You give back True and False. The *score* to use is wanted: the old one where the key is open, −∞ where it is closed."
 ZERO_SCORE = (
     "Closed keys get the score 0, and exp(0) = 1: they are still looked at. A closed key's score is −∞."
 )
@@ -1592,13 +1755,13 @@ CAUSAL_MOD = Exercise(
         *CAUSAL_MISTAKES,
         Misconception(
             "not-itself",
-            "A query does not see its own place: `<=`, not `<`.",
+            "A query does not see its own place. It may: its own place is not ahead of it.",
             wrong=open_where(lambda i, j: j < i),
             hint=1,
         ),
         Misconception(
             "looks-ahead",
-            "The queries see what comes and not what was: query i sees key j where j <= i.",
+            "The queries see what comes and not what was. i is the query, j the key: which of the two may be larger?",
             wrong=open_where(lambda i, j: j >= i),
             hint=1,
         ),
@@ -1662,7 +1825,7 @@ SLIDING_WINDOW = Exercise(
         *WINDOW_MISTAKES,
         Misconception(
             "one-key-too-many",
-            "Each query sees `width` keys *beside* itself. With width 3 it sees 3, itself included: i − j < width.",
+            "Each query sees `width` keys *beside* itself. With width 3 it sees 3, itself included.",
             part={"near": lambda far, width: far <= width},
             hint=2,
         ),
@@ -1674,7 +1837,7 @@ SLIDING_WINDOW = Exercise(
         ),
         Misconception(
             "both-sides",
-            "The window reaches into the future as well. It lies behind the query: j <= i, too.",
+            "The window reaches into the future as well. It lies behind the query.",
             part={"behind": torch.isfinite, "far": torch.abs},
             hint=1,
         ),
@@ -1698,7 +1861,7 @@ SLIDING_WINDOW = Exercise(
         ),
         Misconception(
             "either-or",
-            "A key is open when one of the two conditions holds. Both must: `&`.",
+            "A key is open when one of the two conditions holds. Both must.",
             wrong=open_where(lambda i, j, width: (j <= i) | ((i - j).abs() < width)),
             hint=2,
         ),
@@ -1777,7 +1940,7 @@ ALIBI = Exercise(
         ),
         Misconception(
             "multiplied",
-            "The score is multiplied by the price. It is taken off: score − slope · distance.",
+            "The score is multiplied by the price. A price is taken off.",
             part={"apply": torch.mul},
             hint=1,
         ),
@@ -1797,7 +1960,7 @@ ALIBI = Exercise(
         ),
         Misconception(
             "heads-from-zero",
-            "Your slopes are one head late: head 0 has 2^(−8/H), so the exponent counts h + 1.",
+            "Your slopes are one head late: head 0 pays a full step already, and counting heads starts at 0.",
             part={"slope": lambda h, H: torch.exp2(-8.0 * h / H)},
             hint=2,
         ),
@@ -1815,13 +1978,13 @@ ALIBI = Exercise(
         ),
         Misconception(
             "without-the-eight",
-            "The 8 is missing: the exponent is −8(h + 1)/H.",
+            "Your slopes fall too slowly: the exponent of the last head is −8, yours is −1.",
             part={"slope": lambda h, H: torch.exp2(-1.0 * (h + 1) / H)},
             hint=2,
         ),
         Misconception(
             "natural-base",
-            "The slopes are powers of e. They are powers of 2: `torch.exp2`, or 2 ** ….",
+            "The slopes are powers of e. They are powers of 2.",
             part={"slope": lambda h, H: torch.exp(-8.0 * (h + 1) / H)},
             hint=3,
         ),
@@ -1845,7 +2008,7 @@ ALIBI = Exercise(
         ),
         Misconception(
             "price-alone",
-            "You give the price. Asked for is the score, with the price taken off.",
+            "You give the price. The score is wanted, with the price taken off.",
             part={"apply": lambda score, price: price.expand(score.shape) + 0 * score},
             hint=1,
             also=(penalty(apply=lambda score, price: -price + 0 * score),),

@@ -413,7 +413,7 @@ def regroup(x, groups):
 
     x: (L, E), a row for each word
     groups: how many groups; divides E
-    returns: (groups, L, E / groups)
+    returns: (groups, L, E // groups)
     """
     ### BEGIN SOLUTION
     L, E = x.shape

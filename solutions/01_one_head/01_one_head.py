@@ -125,7 +125,7 @@ def attention_scores(q, k):
 # <details><summary>Hint 1: a nudge</summary>
 #
 # All dot products of rows with rows are one matrix product. Which of the two matrices has to be turned so that the
-# $D$s meet? (You did this in lesson 00 with `pairwise_dot`.)
+# $D$s meet? (You did this in lesson 00, exercise 0.2.)
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
@@ -470,7 +470,7 @@ def permutation_gap(fn, x, perm):
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Tokens are dimension 1 of $(N, L, E)$. `x[:, perm]` puts token `perm[i]` at place i.
+# Tokens are dimension 1 of $(N, L, E)$. Indexed with `perm` in that dimension, a tensor has token `perm[i]` at place i.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>

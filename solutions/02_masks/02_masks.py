@@ -106,7 +106,7 @@ def causal_mask(L, S, offset=0, device=None):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# Lesson 00 compared all rows with all columns by broadcasting (`steps_back`). A column of query places $(L, 1)$ against a row of
+# Lesson 00 compared all rows with all columns by broadcasting (exercise 0.1). A column of query places $(L, 1)$ against a row of
 # key places $(S,)$ gives $(L, S)$. The offset moves the queries, not the keys.
 # </details>
 #
@@ -308,8 +308,8 @@ def masked_softmax(scores, may_attend):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# Find the dead rows: `~may_attend.any(-1, keepdim=True)`. A row that is all −∞ must never reach the softmax. So leave dead rows
-# open, and set their weights to zero afterwards.
+# Find the dead rows: those in which not *any* key is open (keep the dimension, with size 1). A row that is all −∞ must never
+# reach the softmax. So leave dead rows open, and set their weights to zero afterwards.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
@@ -396,8 +396,8 @@ def future_leak(fn, x):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `torch.autograd.functional.jacobian(fn, x)` has the output's dimensions first, then the input's: $(L, F, L, E)$. Tokens stay,
-# features go.
+# `torch.autograd.functional.jacobian` gives that table: the output's dimensions come first, then the input's,
+# $(L, F, L, E)$. Tokens stay, features go.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>

@@ -394,9 +394,8 @@ def attend_in_parallel(q, k, v, H, may_attend=None):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `q @ k.mT` with $(N, H, L, D)$ and $(N, H, D, S)$ gives $(N, H, L, S)$. The keys are the last dimension, so that is
-# where the softmax runs; after the split, the last dimension of `q` is $D$. Return the weights with their heads, and
-# after the mask.
+# A matrix product of $(N, H, L, D)$ with $(N, H, D, S)$ gives $(N, H, L, S)$. The keys are the last dimension, so that is
+# where the softmax runs; after the split, the last dimension of `q` is $D$. Return the masked weights, one set for each head.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>

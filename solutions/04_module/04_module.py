@@ -317,7 +317,7 @@ class MultiHeadAttention(nn.Module):
 # <details><summary>Hint 1: a nudge</summary>
 #
 # Write `__init__` first: one check, four layers. In `forward`, say for each of the three projections aloud which input
-# it gets.
+# it gets. Begin without mask and dropout: the check tries it plain first, then adds one thing after the other.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
@@ -425,8 +425,8 @@ def numerical_gradient(fn, x, step=1e-5):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# From `x - step` to `x + step` is a way of two steps, so divide by `2 * step`. For any shape: `.view(-1)` shows a tensor
-# as one long row, and writing into that view writes into the tensor.
+# `x - step` and `x + step` are two steps apart: divide by that. For any shape: `.view(-1)` shows a tensor as one long row,
+# and writing into that view writes into the tensor.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>

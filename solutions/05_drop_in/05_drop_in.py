@@ -35,7 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# From lessons 02 to 04
 from mha_course.reference import masked_softmax, merge_heads, split_heads
+from mha_course.reference import attention_dropout, pack_projections, unpack_projections
 
 _ = torch.manual_seed(0)
 
@@ -401,7 +403,8 @@ check(add_zero_attn)
 # 1. **Shapes in.** $(L, E)$ without a batch, $(L, N, E)$ by default, $(N, L, E)$ with `batch_first=True`. Make it $(N, L, E)$.
 # 2. **Project.** `load_from_torch(dict(self.named_parameters()))` gives the weights under our names, still attached.
 # 3. **Masks and extra keys.** Your functions 5.1, 5.4, 5.5: the learned key before splitting into heads, the zeros after.
-# 4. **Attend.** A floating mask is also *added* to the scores: its finite numbers, since −∞ is in `may_attend` already.
+# 4. **Attend.** A floating mask is also *added* to the scores: its finite numbers, since −∞ is in `may_attend` already. In
+#    training, dropout acts on the weights (`attention_dropout` of lesson 04); torch returns them as they are after it.
 # 5. **Shapes out.** Undo step 1. Weights: averaged over the heads by default; `None` with `need_weights=False`.
 #
 # `is_causal` is a hint that the mask you were given is causal; the mask is there, so you may ignore the hint.
@@ -486,13 +489,13 @@ class MultiheadAttention(nn.MultiheadAttention):
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Write it for a batch that comes first and no masks, and run the check: it names the next thing that is missing. Add the
-# options one by one.
+# Write it for a batch that comes first and no masks, and run the check. Its card says in which situation it first goes
+# wrong (*Tried with …*), and the situations come in a good order to add the options: a mask, sequence first, …
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# Shapes: remember `batched = query.dim() == 3` for the way out; a single sequence becomes a batch of 1. Scale by
+# Shapes: remember whether there was a batch, for the way out; a single sequence becomes a batch of 1. Scale by
 # $\sqrt D$, one head's features. With extra keys a floating mask is S wide and the scores are wider: pad it with zeros.
 # `masked_softmax` gives zeros where nothing may be seen.
 # </details>

@@ -232,7 +232,8 @@ def apply_rope(x, positions):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `x[..., 0::2]` are the first ones of all pairs, `x[..., 1::2]` the second ones, both (N, H, L, D/2). The angles (L, D/2) broadcast
+# A slice with a step of 2 takes every second feature: beginning at 0 the first ones of all pairs, beginning at 1 the second
+# ones, both (N, H, L, D/2). The angles (L, D/2) broadcast
 # over samples and heads. Keep both old halves until both new ones are done; then stack them in a new last dimension and flatten.
 # </details>
 #
@@ -419,7 +420,7 @@ class KVCache:
 # <details><summary>Hint 1: a nudge</summary>
 #
 # Three methods: `__init__(self)` makes an empty one, `append(self, k, v)` adds and gives back everything, `__len__(self)` counts the
-# tokens. What belongs to *one* cache is made in `__init__`: `self.k = None`.
+# tokens. What belongs to *one* cache is made in `__init__`.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>

@@ -642,7 +642,7 @@ def roofline(flops, moved, peak_flops, peak_bandwidth):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `flops / peak_flops` and `moved / peak_bandwidth` are seconds, both. Return two things: the larger one, and its name.
+# Each work divided by the ceiling that holds it back gives seconds. Return two things: the larger one, and its name.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>

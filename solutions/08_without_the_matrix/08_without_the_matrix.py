@@ -130,8 +130,9 @@ def online_softmax(blocks):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# In each turn: `new = torch.maximum(m, top)`, where `top` is the block's maximum. Then the old sum times `exp(m - new)`, plus the
-# block's own sum of `exp(block - new)`. Both relative to the *new* maximum. Then `m = new`.
+# In each turn: the new maximum is the larger of the old one and the block's (`torch.maximum`). What was summed before shrinks
+# by exp(old − new), and the block's own sum is added, of exponentials relative to the *new* maximum. Then the new maximum
+# becomes the old one.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
@@ -192,7 +193,8 @@ def logsumexp_merge(out_a, lse_a, out_b, lse_b):
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `torch.logaddexp(a, b)` is $\log(e^a + e^b)$, without overflow. A share is `(lse_a - lse).exp()`: subtract *inside* the exponential.
+# `torch.logaddexp(a, b)` is $\log(e^a + e^b)$, without overflow. A share is exp of how far a half's lse lies below it: subtract
+# *inside* the exponential.
 # It has one number for each query; the output has Dv: it needs a last dimension.
 # </details>
 #
@@ -284,8 +286,9 @@ def flash_forward(q, k, v, block_size, may_attend=None):
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two loops: outside over blocks of queries, inside over blocks of keys. `range(0, L, block_size)` gives the starts;
-# `q[..., i : i + block_size, :]` is a block, and the last one is smaller by itself. Collect outputs and lses in lists, and join them.
+# Two loops: outside over blocks of queries, inside over blocks of keys. `range` with a step gives
+# where they start; a slice that would reach beyond the end is simply shorter, and that is the last block. Collect outputs and
+# lses in lists, and join them.
 # </details>
 #
 # <details><summary>Hint 2: the idea</summary>
@@ -449,8 +452,8 @@ def flash_backward(q, k, v, output, lse, grad_output, block_size, may_attend=Non
 #
 # <details><summary>Hint 2: the idea</summary>
 #
-# `p = (scores - lse).exp()`, with a last dimension for `lse`; no maximum and no sum is needed any more. Then line by line what the
-# formulas say. `grad_scores = p * (grad_p - delta)`: the brackets matter.
+# The weights of a tile are exponentials of the scores relative to lse (which needs a last dimension for that); no maximum and
+# no sum is needed any more. Then line by line what the formulas say: in the gradient of the scores the brackets matter.
 # </details>
 #
 # <details><summary>Hint 3: nearly the line</summary>
