@@ -36,8 +36,14 @@ import torch.nn.functional as F
 from torch import nn
 
 # From lessons 02 to 04
-from mha_course.reference import masked_softmax, merge_heads, split_heads
-from mha_course.reference import attention_dropout, pack_projections, unpack_projections
+from mha_course.reference import (
+    attention_dropout,
+    masked_softmax,
+    merge_heads,
+    pack_projections,
+    split_heads,
+    unpack_projections,
+)
 
 _ = torch.manual_seed(0)
 
