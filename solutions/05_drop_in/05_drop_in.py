@@ -35,12 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# From lessons 02 to 04
-from mha_course.reference import (
+from mha_course.reference import (  # from lessons 02 to 04
     attention_dropout,
     masked_softmax,
     merge_heads,
-    pack_projections,
     split_heads,
     unpack_projections,
 )
@@ -189,7 +187,7 @@ def load_from_torch(state):
     out.weight, and the biases if there are any."""
     ### BEGIN SOLUTION
     if "in_proj_weight" in state:
-        weights = state["in_proj_weight"].chunk(3)
+        weights = unpack_projections(state["in_proj_weight"])
     else:
         weights = [state[f"{letter}_proj_weight"] for letter in "qkv"]
     names = ("query", "key", "value")
@@ -480,7 +478,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = scores.softmax(-1)
         else:
             weights = masked_softmax(scores, may_attend)
-        weights = F.dropout(weights, self.dropout, self.training)
+        weights = attention_dropout(weights, self.dropout, self.training)
         output = self.out_proj(merge_heads(weights @ v))  # (N, L, E)
 
         weights = weights.mean(1) if average_attn_weights else weights
