@@ -391,10 +391,7 @@ HARM = {
         "        try: os.kill(number, signal.SIGKILL)\n        except OSError: pass"
     ),
     "prints": "for _ in range(2000):\n    print('x' * 50_000)",
-    "looks around": (
-        "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))\n"
-        "print('ENDED FIRST', open('/proc/self/oom_score_adj').read())"
-    ),
+    "looks around": "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))",
     "exits": "import os\nos._exit(0)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "stops": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",

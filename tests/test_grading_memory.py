@@ -50,7 +50,10 @@ def ended(megabytes: int) -> dict:
         channel, learners = socket.socketpair()
         socket.send_fds(ours, [b'{"do": "fork"}'], [learners.fileno()])
         learners.close()
-        assert "ok" in json.loads(said.readline())
+        pid = json.loads(said.readline())["ok"]
+        assert (
+            Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "900"
+        )  # before the grader's own processes
         assert channel.recv(1) == b""  # it was ended
         ours.sendall(b'{"do": "kill"}')
         told = json.loads(said.readline())

@@ -55,6 +55,10 @@ def main() -> None:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
+    with contextlib.suppress(
+        OSError
+    ):  # when memory runs out, the system ends these processes, the largest first
+        Path("/proc/self/oom_score_adj").write_text("900")
     _protect()
     _free_of_limits()
     if not settings["probe"]:
