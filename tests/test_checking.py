@@ -27,6 +27,7 @@ from mha_course.checking import (
     as_html,
     as_text,
     examine,
+    report,
 )
 from mha_course.checking.audit import audit, table
 from mha_course.checking.callables import KNOWN
@@ -1036,3 +1037,45 @@ def test_every_field_that_is_documented_exists():
                 assert documented <= {f.name for f in dataclasses.fields(kind)}, name
                 seen += bool(documented)
     assert seen > 10
+
+
+def everything(q, k, v):
+    return sum(x.sum() for x in mix(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (everything, "Everything was reduced to a single number: does a `sum`"),
+        (lambda q, k, v: tuple(x.sum() for x in mix(q, k, v)), "Everything was reduced to a single number"),
+        (
+            lambda q, k, v: mix(q, k, v) if q > 0 else None,
+            "`if`, `and`, `or` and `not` ask for one truth value",
+        ),
+        (lambda q, k, v: q / torch.sqrt(q.shape[-1]), "A size like `x.shape[-1]` is a plain number"),
+        (lambda q, k, v: q.view(2, 5, 4 / 2), "`/` makes a float of two ints"),
+        (lambda q, k, v: mix(q, None, v), "Something here is None"),
+    ],
+)
+def test_the_commonest_slips_are_told_what_they_are(answer, said):
+    assert said in told(answer)[1]
+
+
+def test_a_warning_is_passed_on_without_where_torch_triggered_it():
+    def warns(q, k, v):
+        warnings.warn("careful. (Triggered internally at somewhere.cpp:3.)", stacklevel=1)
+        return mix(q, k, v)
+
+    assert told(warns)[1].endswith("note: your code warned: careful.")
+
+
+@pytest.mark.parametrize("colour", report.COLOURS.values())
+@pytest.mark.parametrize("page", ["#ffffff", "#111111", "#212121"])
+def test_a_sign_can_be_seen_in_every_theme(colour, page):
+    def light(colour):
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear))
+
+    dark, bright = sorted((light(colour), light(page)))
+    assert (bright + 0.05) / (dark + 0.05) >= 3

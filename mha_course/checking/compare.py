@@ -236,6 +236,27 @@ _EXPLANATIONS = (
         "`max` and `min` along a dimension give two things, values and indices. Take `.values`, or call `amax` or `amin`.",
     ),
     (
+        ("Boolean value of Tensor with more than one value is ambiguous",),
+        "`if`, `and`, `or` and `not` ask for one truth value, and this tensor has many. Element by element it is "
+        "`&`, `|`, `~` or `torch.where`.",
+    ),
+    (
+        ("must be Tensor, not int", "must be Tensor, not float"),
+        "A size like `x.shape[-1]` is a plain number: torch's functions want tensors, `math` has the one for numbers.",
+    ),
+    (
+        (
+            "failed to unpack the object at pos",
+            "cannot be interpreted as an integer",
+            "must be tuple of ints, but found",
+        ),
+        "A size must be a whole number. `/` makes a float of two ints, `//` an int.",
+    ),
+    (
+        ("'NoneType' object", "not NoneType"),
+        "Something here is None: an argument that may be left out, or the result of a function without a `return`.",
+    ),
+    (
         ("has no attribute 'to'",),
         "Only tensors and modules have `.to`, and here is something else. What is it, and what should become of it?",
     ),
@@ -280,6 +301,14 @@ def _kind(value: Any) -> str:
     return value.what if isinstance(value, Odd) else with_article(type(value).__name__)
 
 
+ONE_NUMBER = "Everything was reduced to a single number: does a `sum`, `mean` or `max` lack its `dim`?"
+
+
+def _one_number(seen: Any) -> tuple[str, ...]:
+    """A word about the slip that makes one number of everything."""
+    return (ONE_NUMBER,) if isinstance(seen, Tensor) and seen.dim() == 0 else ()
+
+
 def _structure(seen: Any, expected: Any, names: tuple[str, ...], whole: bool = True) -> Difference | None:
     """What is wrong with what was returned (``whole``), or with one of the things in it, before any number is looked at."""
     wanted = f"{len(names)} things: {', '.join(names)}" if len(names) > 1 else names[0]
@@ -292,7 +321,8 @@ def _structure(seen: Any, expected: Any, names: tuple[str, ...], whole: bool = T
     what = "returned" if whole else f"{_named(names)} is"
     if isinstance(expected, (tuple, list)):
         if not isinstance(seen, (tuple, list)):
-            return Difference(Kind.STRUCTURE, f"{what} {_kind(seen)}.", (f"Expected {wanted}.",))
+            details = (f"Expected {wanted}.", *_one_number(seen))
+            return Difference(Kind.STRUCTURE, f"{what} {_kind(seen)}.", details)
         if len(seen) != len(expected):
             return Difference(Kind.STRUCTURE, f"{what} {len(seen)} things.", (f"Expected {wanted}.",))
         for index, (a, b) in enumerate(zip(seen, expected)):
@@ -359,6 +389,7 @@ def _leaf(name: str, seen: Any, expected: Any, override: float | None) -> Differ
         details = [f"{name} has shape {tuple(seen.shape)}, expected {tuple(expected.shape)}."]
         if seen.dim() >= 2 and seen.shape[:-2] + seen.shape[:-3:-1] == expected.shape:
             details.append("The last two sizes have changed places.")
+        details += _one_number(seen)
         return Difference(Kind.SHAPE, f"{name} has the wrong shape.", tuple(details), name, seen, expected)
     if seen.device != expected.device:
         return Difference(Kind.DEVICE, f"{name} is on {seen.device}, expected {expected.device}.", (), name)

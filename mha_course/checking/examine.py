@@ -519,6 +519,10 @@ def _next_step(
         return (
             f"It is right for {' and '.join(right[:2])}. What is different about these inputs? Then {first}."
         )
+    if not isinstance(found.expected, Tensor):
+        return (
+            f"Print what your number is made of, step by step, and work the same out by hand. Then {first}."
+        )
     return f"Work out one row by hand, and print yours beside it, step by step. Then {first}."
 
 
@@ -559,7 +563,8 @@ def _capital(text: str) -> str:
 
 
 def _notes(seen: list[Observation]) -> tuple[str, ...]:
-    warned = dict.fromkeys(text for observation in seen for text in observation.warnings)
+    texts = (text.split(" (Triggered internally")[0] for o in seen for text in o.warnings)
+    warned = dict.fromkeys(texts)
     notes = [
         f"your code warned: {textwrap.shorten(text, 300, placeholder=' …')}" for text in list(warned)[:2]
     ]
