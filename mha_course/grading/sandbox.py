@@ -46,6 +46,7 @@ STAGED = (
     "checking/kinds.py",
     "checking/plain.py",
     "grading/rehearsal.py",
+    "grading/seccomp.py",
     "grading/switches.py",
     "grading/wire.py",
     "grading/worker.py",
