@@ -463,7 +463,6 @@ HARM = {
         "import ctypes\nlibc = ctypes.CDLL(None)\n"
         "print('MADE A USER NAMESPACE', libc.unshare(0x10000000) == 0 or libc.unshare(0x10020000) == 0)"
     ),
-    "meets others": "import os\nprint('NETWORK', os.readlink('/proc/self/ns/net'))",
     "exits": "import os\nos._exit(0)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "stops": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
