@@ -25,11 +25,14 @@ import signal
 import socket
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-NEW_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000  # mount, UTS, IPC, user, PID
+from mha_course.grading import seccomp
+
+NEW_NAMESPACES = 0x00020000 | 0x7C000000  # mount; UTS, IPC, user, PID, network
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
     1,
@@ -38,7 +41,9 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_S
     36,
     38,
 )
+LEAN = 80 << 20, 112 << 20  # bytes of its own, and of all that it maps, where memory is what is asked for
 LOW = 200 << 20  # bytes: when the machine has no more left, who holds much is ended, and soon everybody
+_used: list[int] = []  # pages, as in /proc/self/statm; a forked process begins with as many
 PATIENCE = 12  # looks, four a second
 TEXT_LIMIT = 20_000  # characters of one cell's output, for each stream and each value
 PICTURES = 6  # of one cell
@@ -163,6 +168,7 @@ def _preload() -> None:
     with contextlib.suppress(ImportError):
         from mha_course import plots  # noqa: F401
     _shell()
+    torch.compile = _as_it_is
     torch._dynamo.config.fake_tensor_cache_enabled = False  # hardly any shape comes twice in a forked process
     rehearsal.rehearse("cpu", "fake cuda")
     _shell().run("import math\n\ndef a(x): return x\n\nclass A: pass\na(1)", 0, 10)
@@ -172,8 +178,16 @@ def _preload() -> None:
     gc.freeze()
 
 
+def _as_it_is(model: Any = None, **_settings: Any) -> Any:
+    """In place of `torch.compile`: what it gives computes the same, and takes a minute to get ready."""
+    return model if model is not None else _as_it_is
+
+
 def _fork(control: socket.socket, channel: int, settings: dict, request: dict) -> tuple[int | None, str]:
     """Fork the keeper of a learner's process. Gives its pid, or why it could not be confined."""
+    global _used
+    with contextlib.suppress(OSError):  # here, as learners' processes may have no /proc
+        _used = [int(number) for number in Path("/proc/self/statm").read_text().split()]
     ready, tell = os.pipe()
     pid = os.fork()
     if pid:
@@ -394,6 +408,7 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 def _enter(settings: dict) -> None:
     """A scratch folder as home and current folder, with the files that were released with the notebook."""
+    seccomp.refuse((*seccomp.NAMESPACES, *seccomp.OTHERS))
     scratch = settings.get("scratch_folder") or "/tmp"
     home = os.path.join(scratch, "work")
     if os.path.isdir(settings.get("files", "")):
@@ -416,8 +431,8 @@ def _serve_and_leave(channel: int, settings: dict) -> None:
 def serve(channel: socket.socket) -> None:
     """Do what the grader asks, one thing after the other, until it hangs up.
 
-    start: {"off": groups, "reference", "quiet", "pictures"}    → {}
-    run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool}
+    start: {"off": groups, "reference", "quiet", "pictures", "lent", "lean"} → {}
+    run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool, "fault": … or null}
     observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
     value: {"name"}                                             → {"value": ...}
     which: {"names"}                                            → {"which": [ids of the objects]}
@@ -433,8 +448,14 @@ def serve(channel: socket.socket) -> None:
         blobs: list[bytes] = []
         if what == "start":
             _provide_reference(request["reference"])
+            reference = sys.modules["mha_course.reference"]
+            shell.lent = {name: getattr(reference, name) for name in request["lent"]}
             for group in request["off"]:
                 switches.switch_off(group)
+            if request["lean"]:
+                _be_lean()
+            if request["off"]:
+                seccomp.refuse(seccomp.PROGRAMS)  # another Python would have everything
             os.environ["MHA_COURSE_PICTURES"] = "yes" if request["pictures"] else "no"
             if request["quiet"]:
                 _no_pictures()
@@ -444,8 +465,9 @@ def serve(channel: socket.socket) -> None:
         elif what == "observe":
             target = shell.user_ns.get(request["name"], ...)
             if callable(target):
-                seen = calls.LocalAnswer(target).observe(wire.call_from(request["call"], data))
-                reply, blobs = wire.pack_observation(seen)
+                with calls.usual_settings():  # from the first tensor on, whatever cells have set
+                    seen = calls.LocalAnswer(target).observe(wire.call_from(request["call"], data))
+                    reply, blobs = wire.pack_observation(seen)
             else:
                 reply = {"missing": True, "kind": None if target is ... else type(target).__name__}
         elif what == "value":
@@ -462,6 +484,30 @@ def serve(channel: socket.socket) -> None:
             wire.write(channel, reply, blobs)
         except (TypeError, ValueError):
             wire.write(channel, {"error": "the reply could not be written"})
+
+
+def _be_lean() -> None:
+    """From now on little more memory than before the first cell. Nobody can take that back."""
+    import resource
+
+    if not _used:
+        return
+    for limit, used, more in (("RLIMIT_DATA", _used[5], LEAN[0]), ("RLIMIT_AS", _used[0], LEAN[1])):
+        bytes_ = used * os.sysconf("SC_PAGE_SIZE") + more
+        resource.setrlimit(getattr(resource, limit), (bytes_, bytes_))
+
+
+def _fault(error: BaseException | None) -> tuple[str, str, int] | None:
+    """What a cell raised: the exception's class, what it says, and the line of the cell (0: not known)."""
+    if error is None:
+        return None
+    line, says = 0, str(error)[:500]
+    if isinstance(error, SyntaxError):
+        line, says = error.lineno or 0, str(error.msg)[:500]
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "<module>":
+            line = number
+    return type(error).__name__[:100], says, line
 
 
 def _provide_reference(modules: dict[str, Any]) -> None:
@@ -612,6 +658,7 @@ def _make_shell():
             pass
 
     class Shell(InteractiveShell):
+        lent: ClassVar[dict[str, Any]] = {}  # what stands in the place of the learner's
         display_pub_class = Type(Publisher)
         displayhook_class = Type(Hook)
 
@@ -633,7 +680,7 @@ def _make_shell():
         def run(self, source: str, number: int, seconds: float) -> dict:
             """Run one cell; gives its outputs, and whether it was stopped because its time was up."""
             outputs.clear()
-            late = False
+            late, fault = False, None
             self.execution_count = number
             before = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = Stream("stdout"), Stream("stderr")
@@ -641,6 +688,7 @@ def _make_shell():
                 with time_limit(seconds):
                     result = self.run_cell(source, store_history=False)
                 late = isinstance(result.error_in_exec, TooSlow)
+                fault = _fault(result.error_before_exec or result.error_in_exec)
             except TooSlow:
                 late = True
             except BaseException as error:
@@ -654,7 +702,8 @@ def _make_shell():
                 )
             finally:
                 sys.stdout, sys.stderr = before
-            return {"outputs": list(outputs), "late": late}
+            self.user_ns.update(self.lent)
+            return {"outputs": list(outputs), "late": late, "fault": fault}
 
     from traitlets.config import Config
 
