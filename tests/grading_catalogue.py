@@ -455,10 +455,7 @@ HARM = {
         "        try: os.kill(number, signal.SIGKILL)\n        except OSError: pass"
     ),
     "prints": "for _ in range(2000):\n    print('x' * 50_000)",
-    "looks around": (
-        "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))\n"
-        "print('ENDED FIRST', open('/proc/self/oom_score_adj').read())"
-    ),
+    "looks around": "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))",
     "makes namespaces": (
         "import ctypes\nlibc = ctypes.CDLL(None)\n"
         "print('MADE A USER NAMESPACE', libc.unshare(0x10000000) == 0 or libc.unshare(0x10020000) == 0)"
