@@ -358,10 +358,6 @@ def _limit(settings: dict) -> None:
         "RLIMIT_MEMLOCK": 1 << 20,
         "RLIMIT_MSGQUEUE": 1 << 16,
     }
-    with contextlib.suppress(
-        OSError
-    ):  # when memory runs out, the system ends learners' processes, the largest first
-        Path("/proc/self/oom_score_adj").write_text("900")
     for name, value in limits.items():
         if hasattr(resource, name) and value is not None:
             with contextlib.suppress(ValueError, OSError):  # a stricter one is already there; macOS takes few
