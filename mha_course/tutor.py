@@ -264,13 +264,22 @@ class Cells:
     def note(self, source: str, error: BaseException | None) -> None:
         """Take note of a cell that was run."""
         source = source if isinstance(source, str) else ""
+        failed = None if error is None or isinstance(error, CheckFailed) else _did_not_run(error, source)
+        self.note_fault(source, failed)
+
+    def note_fault(self, source: str, failed: DidNotRun | None) -> None:
+        """The same, where it is known already what the cell raised."""
         self.count += 1
         self.letter = bool(re.fullmatch(r"""(\s*#[^\n]*\n|\s)*["'][A-Za-z]["']\s*""", source))
-        failed = None if error is None or isinstance(error, CheckFailed) else _did_not_run(error, source)
         for found in re.finditer(_DEFINES, source, re.MULTILINE):
             name, line = found[1] or found[2], source.count("\n", 0, found.start()) + 1
             self.failed.pop(name, None)
-            if failed is not None and (isinstance(error, SyntaxError) or line >= failed.line):
+            nothing_ran = failed is not None and failed.error in (
+                "SyntaxError",
+                "IndentationError",
+                "TabError",
+            )
+            if failed is not None and (nothing_ran or line >= failed.line):
                 self.failed[name] = replace(failed, when=self.count)
             else:
                 self.defined[name] = self.count

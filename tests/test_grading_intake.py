@@ -365,3 +365,104 @@ def test_as_many_processes_as_were_asked_for_on_every_system(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert how_many(8, 100) == 8 and how_many(0, 100) == 6 and how_many(0, 0) == 1
+
+
+# ------------------------------------------------------------------- work that was not looked at
+
+
+NOTEBOOK = f"{course.LESSON}.ipynb"
+
+
+def handed_in(root, **files: bytes):
+    """A submission of these files: ``__`` in a name stands for a dot."""
+    folder = root / "grading" / "submitted" / "ann" / course.LESSON
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name.replace("__", ".")).write_bytes(data)
+    return read_submission(folder, read_release(root / "notebooks" / course.LESSON))
+
+
+def named(stem: str, data: bytes) -> dict[str, bytes]:
+    return {stem.replace(".", "__"): data}
+
+
+def blank() -> bytes:
+    return as_bytes("utf-8", course.released_cells())
+
+
+def of_another_lesson() -> bytes:
+    cells = course.answered()
+    for cell in cells:
+        if cell["metadata"]:
+            cell["id"] = cell["metadata"]["nbgrader"]["grade_id"] = f"other_{cell['id']}"
+            cell["source"] = cell["source"].replace("def ", "def other_").replace("why_double", "other")
+    return as_bytes("utf-8", cells)
+
+
+@pytest.mark.parametrize(
+    "copy", [f"{course.LESSON}-Copy1.ipynb", "final.ipynb", f"{course.LESSON}.ipynb.txt"]
+)
+def test_of_a_blank_notebook_and_a_filled_copy_the_copy_is_taken_and_named(root, copy):
+    submission = handed_in(root, **named(NOTEBOOK, blank()), **named(copy, as_bytes("utf-8")))
+    assert_all_answers_are_there(submission)
+    assert any(line.startswith(f"{copy} was taken for") for line in submission.repairs)
+
+
+def test_of_two_notebooks_with_answers_the_fuller_one_is_taken_and_the_other_named(root):
+    fewer = as_bytes("utf-8", course.answered(mix=None, soft_rows=None))
+    copy = f"{course.LESSON}-Copy1.ipynb"
+    submission = handed_in(root, **named(NOTEBOOK, fewer), **named(copy, as_bytes("utf-8")))
+    assert_all_answers_are_there(submission)
+    assert any(NOTEBOOK in line and "was not used" in line for line in submission.repairs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{NOTEBOOK}.txt",
+        f"{NOTEBOOK}.json",
+        f"{course.LESSON}.IPYNB",
+        f"{NOTEBOOK} (1)",
+        f"{NOTEBOOK}.download",
+    ],
+)
+def test_a_notebook_with_another_ending_is_taken_for_what_it_is(root, name):
+    submission = handed_in(root, **named(name, as_bytes("utf-8")))
+    assert_all_answers_are_there(submission)
+    assert any(name in line for line in submission.repairs)
+
+
+def test_another_lessons_notebook_under_this_ones_name_is_set_aside(root):
+    with pytest.raises(SetAside, match=f"{NOTEBOOK}.*another lesson"):
+        handed_in(root, **named(NOTEBOOK, of_another_lesson()))
+
+
+def test_another_lessons_notebook_beside_the_right_one_does_no_harm(root):
+    submission = handed_in(
+        root, **named(NOTEBOOK, of_another_lesson()), **named("mine.ipynb", as_bytes("utf-8"))
+    )
+    assert_all_answers_are_there(submission)
+    assert any(NOTEBOOK in line and "another lesson" in line for line in submission.repairs)
+
+
+@pytest.mark.parametrize(
+    "name", ["homework.zip", "homework.tar.gz", f"{course.LESSON}.py", "homework.html", "a.pdf"]
+)
+@pytest.mark.parametrize("beside", [None, NOTEBOOK], ids=["alone", "beside a blank one"])
+def test_work_in_another_form_is_named_and_never_a_silent_zero(root, name, beside):
+    files = named(name, b"x") | (named(beside, blank()) if beside else {})
+    with pytest.raises(SetAside) as caught:
+        handed_in(root, **files)
+    assert name in str(caught.value)
+
+
+def test_an_archive_beside_a_filled_notebook_is_named(root):
+    submission = handed_in(root, **named(NOTEBOOK, as_bytes("utf-8")), **named("all.zip", b"x"))
+    assert_all_answers_are_there(submission)
+    assert any("all.zip" in line for line in submission.repairs)
+
+
+def test_a_blank_notebook_alone_is_graded_as_one(root):
+    files = named("timestamp.txt", b"2026-11-01 10:00:00 UTC") | named("numbers.csv", b"1,2,3\n")
+    submission = handed_in(root, **named(NOTEBOOK, blank()), **files)
+    assert submission.notebooks[course.LESSON] is not None and submission.repairs == []

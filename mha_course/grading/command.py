@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=int, default=Limits.memory >> 20, help="MB for one learner's processes"
     )
+    parser.add_argument(
+        "--follow-on",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of its points for an answer that fails only because an earlier one does, 0 to 1 (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -75,6 +82,7 @@ def main(args: argparse.Namespace) -> int:
             require_sandbox=args.require_sandbox,
             db_url=args.db,
             scheduler=args.scheduler,
+            follow_on=min(max(args.follow_on, 0.0), 1.0),
             limits=limits,
         )
         warn_about_isolation()

@@ -33,7 +33,12 @@ MAX_FOLDER = 2000  # entries looked at in a submission's folder
 MAX_LEVELS = 3  # folders inside folders, as archives make them
 MAX_READ = 256 << 20  # bytes of all notebooks of one submission
 MAX_TEXT = 5_000_000  # characters of all cells of one notebook
-NOTEBOOKS = (".ipynb",)
+WORK = {  # what may be work in another form than a notebook, by the end of its name
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"), "an archive"),
+    ".py": "a Python file",
+    **dict.fromkeys((".html", ".htm", ".mhtml", ".pdf"), "a printed notebook"),
+    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".tex"), "a text document"),
+}
 
 
 class SetAside(Exception):
@@ -167,7 +172,7 @@ def read_submission(folder: Path, release: Release) -> Submission:
     files = list(listing(folder, found.repairs))
     found.timestamp = _timestamp(folder / "timestamp.txt", found.repairs)
     expected = [f"{stem}.ipynb" for stem in release.notebooks]
-    notebooks = [path for path in files if path.suffix.lower() in NOTEBOOKS]
+    notebooks = [path for path in files if is_notebook(path)]
     read: dict[Path, list[dict]] = {}
     trouble: dict[Path, str] = {}
     room = MAX_READ
@@ -179,19 +184,43 @@ def read_submission(folder: Path, release: Release) -> Submission:
             read[path] = read_notebook(path, found.repairs)
         except SetAside as error:
             trouble[path] = str(error)
+    written = False
     for stem, released in release.notebooks.items():
-        path = _choose(released, folder, read, trouble, release, found.repairs)
-        found.notebooks[stem] = None if path is None else rebuild(released, read[path], found.repairs)
+        best = _choose(released, folder, read, trouble, release, found.repairs)
+        found.notebooks[stem] = best and best.cells
+        written |= best is not None and best.written > 0
+    others = [f"{printable(path.name)} is {what}" for path in files if (what := _other_work(path, release))][
+        :5
+    ]
+    if others and not written:
+        is_blank = any(found.notebooks.values())
+        blank = "the notebook is as it was handed out, but " if is_blank else "there is no notebook, but "
+        raise SetAside(f"{blank}{', '.join(others)}: the notebook itself (.ipynb) is to be handed in")
     reasons = [f"{printable(path.name)}: {reason}" for path, reason in trouble.items()][:5]
     missing = [stem for stem, cells in found.notebooks.items() if cells is None]
     if len(missing) == len(found.notebooks):
-        links = [line for line in found.repairs if "symbolic link" in line]
-        raise SetAside("; ".join(reasons or links[:3]) or "there is no notebook in the folder")
-    if missing and trouble:
+        told = [line for line in found.repairs if "symbolic link" in line or "was not looked into" in line]
+        nothing = "there is no notebook in the folder"
+        if seen := [printable(path.name) for path in files][:5]:
+            nothing += f", but {', '.join(seen)}"
+        raise SetAside("; ".join(reasons or told[:3]) or nothing)
+    if trouble and (missing or not written):
         raise SetAside("; ".join(reasons))
     found.repairs += [f"{printable(path.name)} was not used: {reason}" for path, reason in trouble.items()]
+    found.repairs += [f"{other}: not looked into" for other in others]
     found.repairs += [f"{stem}.ipynb was not handed in: 0 points for it" for stem in missing]
     return found
+
+
+def is_notebook(path: Path) -> bool:
+    """Whether it is meant as a notebook: 01.ipynb, and what browsers and mail make of that (01.ipynb.txt)."""
+    return ".ipynb" in path.name.lower() and not path.name.startswith("._")
+
+
+def _other_work(path: Path, release: Release) -> str:
+    """What a file is that may be work in another form; "" if it is none."""
+    ours = any(path.as_posix().endswith(f"/{name}") for name in release.files)
+    return "" if ours or is_notebook(path) else WORK.get(path.suffix.lower(), "")
 
 
 def listing(folder: Path, repairs: list[str]) -> Iterator[Path]:
@@ -207,7 +236,7 @@ def listing(folder: Path, repairs: list[str]) -> Iterator[Path]:
     seen = 0
     levels = [(folder, 0)]
     for level, depth in levels:  # grows while it is gone through
-        if level.name in (".ipynb_checkpoints", "__pycache__", "feedback"):
+        if level.name in (".ipynb_checkpoints", "__pycache__", "__MACOSX", "feedback"):
             continue
         with os.scandir(level) as entries:
             some = list(itertools.islice(entries, MAX_FOLDER + 1 - seen))
@@ -224,6 +253,8 @@ def listing(folder: Path, repairs: list[str]) -> Iterator[Path]:
                 repairs.append(f"{printable(entry.name)} is no regular file and was not opened")
             elif depth < MAX_LEVELS:
                 levels.append((Path(entry.path), depth + 1))
+            else:
+                repairs.append(f"the folder {printable(entry.name)} lies too deep and was not looked into")
 
 
 def printable(text: str, limit: int = 80) -> str:
@@ -311,6 +342,36 @@ def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
         return file.read(limit + 1)
 
 
+@dataclass
+class _Candidate:
+    """A file that may be a released notebook.
+
+    Args:
+        path: where it lies.
+        cells: the notebook rebuilt from it.
+        repairs: what was put right for that.
+        found: how many of the answer cells are in it, by their ids or by what was written.
+        written: in how many of those something was written.
+    """
+
+    path: Path
+    cells: list[RebuiltCell]
+    repairs: list[str]
+    found: int
+    written: int
+
+
+def _candidate(released: ReleasedNotebook, path: Path, theirs: list[dict]) -> _Candidate:
+    repairs: list[str] = []
+    cells = rebuild(released, theirs, repairs)
+    stubs = {grade_id(cell): cell["source"].strip() for cell in released.cells}
+    answers = [cell.cell for cell in cells if cell.own and is_answer(cell.cell)]
+    written = sum(answer["source"].strip() not in ("", stubs[grade_id(answer)]) for answer in answers)
+    ours = {name for cell in released.cells if is_answer(cell) for name in (grade_id(cell), cell.get("id"))}
+    found = sum(bool({grade_id(cell), cell.get("id")} & (ours - {"", None})) for cell in theirs)
+    return _Candidate(path, cells, repairs, max(found, written), written)
+
+
 def _choose(
     released: ReleasedNotebook,
     folder: Path,
@@ -318,34 +379,32 @@ def _choose(
     trouble: dict[Path, str],
     release: Release,
     repairs: list[str],
-) -> Path | None:
-    """Which of the files that were handed in is this notebook."""
+) -> _Candidate | None:
+    """Which of the files that were handed in is this notebook: the one with most answers, of these the expected one.
+
+    The others with answers are named in ``repairs``; those without any of its cells in ``trouble``.
+    """
     expected = folder / f"{released.stem}.ipynb"
     others = [stem for stem in release.notebooks if stem != released.stem]
-    free = [path for path in read if path.stem not in others]
-
-    stubs = {grade_id(cell): cell["source"] for cell in released.cells if is_answer(cell)}
-
-    @functools.cache
-    def likeness(path: Path) -> tuple:
-        ids = {grade_id(cell) or cell.get("id") for cell in read[path]}
-        changed = sum(cell["source"] != stubs.get(grade_id(cell), cell["source"]) for cell in read[path])
-        return len(ids & released.ids()), changed, path == expected, path.parent == folder, path.name
-
-    if expected in read and likeness(expected)[0]:
-        return expected
-    known = [path for path in free if likeness(path)[0]]
-    if known:
-        best = max(known, key=likeness)
-        if best != expected:
-            repairs.append(f"{printable(best.name)} was taken for {released.stem}.ipynb")
-        return best
-    if expected in read:
-        return expected
-    if len(free) == 1 and not trouble and len(release.notebooks) == 1:
-        repairs.append(f"{printable(free[0].name)} was taken for {released.stem}.ipynb")
-        return free[0]
-    return None
+    free = [_candidate(released, path, cells) for path, cells in read.items() if path.stem not in others]
+    for file in free:
+        if not file.found and (file.path == expected or len(release.notebooks) == 1):
+            trouble[file.path] = "has none of this lesson's answers in it (another lesson's notebook?)"
+    known = [file for file in free if file.found]
+    if not known:
+        return None
+    best = max(
+        known, key=lambda f: (f.written, f.path == expected, f.path.parent == folder, f.found, f.path.name)
+    )
+    repairs += best.repairs
+    if best.path != expected:
+        repairs.append(f"{printable(best.path.name)} was taken for {released.stem}.ipynb")
+    repairs += [
+        f"{printable(file.path.name)}, with {file.written} answers in it, was not used"
+        for file in known
+        if file is not best and file.written
+    ]
+    return best
 
 
 # ----------------------------------------------------------------------------- reading a notebook

@@ -2,8 +2,8 @@
 
 An exercise may build on earlier ones (``builds_on``), a learner may go on with the reference's, and a lesson's
 own cells import what earlier lessons were about. So those functions, with what they call themselves, enter the
-process as source text; an exercise of the very lesson never does, and every other name is there only to say that
-it is switched off.
+process as source text, and every other name is there only to say that it is switched off. An exercise of the very
+lesson enters only a process in which that one is not asked, but what builds on it (see `score`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _modules() -> dict[str, ast.Module]:
     """The reference's files, parsed, by stem."""
     import mha_course.reference as reference
 
-    files = sorted(Path(reference.__path__[0]).glob("*.py"))
+    files = sorted(file for folder in reference.__path__ for file in Path(folder).glob("*.py"))
     return {
         path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in files if path.stem != "__init__"
     }
@@ -50,6 +50,19 @@ def _names(node: ast.stmt) -> list[str]:
 def _homes() -> dict[str, str]:
     """For each name that the reference defines, the stem of its file."""
     return {name: stem for stem, tree in _modules().items() for node in tree.body for name in _names(node)}
+
+
+def has(name: str) -> bool:
+    """Whether the reference has something of this name."""
+    return name in _homes()
+
+
+def comes_along(names: Iterable[str]) -> set[str]:
+    """All that enters a process together with these: who is lent one of them could find the others there."""
+    needed: dict[str, set[str]] = {}
+    for name in filter(has, names):
+        _collect(_homes()[name], name, needed, [])
+    return set().union(*needed.values())
 
 
 def loan(names: Iterable[str]) -> dict[str, Any]:

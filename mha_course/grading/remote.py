@@ -6,11 +6,12 @@ Whatever comes back is a claim: it is bounded, its types are checked, and the va
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mha_course.checking.calls import Call, Failure, Observation
 from mha_course.checking.plain import clean
+from mha_course.tutor import DidNotRun
 
 from . import wire
 from .sandbox import Nursery
@@ -45,7 +46,14 @@ class Process:
         self.channel = nursery.fork()
         self.room, self.returned = Room(), 0
 
-    def begin(self, off: tuple[str, ...], loan: dict[str, Any], quiet: bool, pictures: bool = False) -> None:
+    def begin(
+        self,
+        off: tuple[str, ...],
+        loan: dict[str, Any],
+        quiet: bool,
+        pictures: bool = False,
+        lent: tuple[str, ...] = (),
+    ) -> None:
         """Get ready for the first cell.
 
         Args:
@@ -53,15 +61,16 @@ class Process:
             loan: what is lent of the reference, see `lending`.
             quiet: outputs are not kept; nothing is drawn.
             pictures: the course's own pictures are drawn; else their alt text stands there.
+            lent: functions of the loan that take the place of the learner's.
 
         Raises:
             Died: see there.
         """
         asked = {"do": "start", "off": list(off), "reference": loan, "quiet": quiet, "pictures": pictures}
-        self._ask(asked, seconds=30)
+        self._ask({**asked, "lent": list(lent)}, seconds=30)
 
-    def run(self, source: str, number: int, seconds: float) -> tuple[list[dict], bool]:
-        """Run one cell: its outputs (made harmless), and whether its time was up.
+    def run(self, source: str, number: int, seconds: float) -> tuple[list[dict], bool, DidNotRun | None]:
+        """Run one cell: its outputs (made harmless), whether its time was up, and what it raised.
 
         Raises:
             Died: see there.
@@ -70,7 +79,7 @@ class Process:
         reply, _ = self._ask({"do": "run", "source": source, "number": number, "seconds": seconds}, seconds)
         outputs = reply.get("outputs")
         kept = harmless_outputs(outputs if isinstance(outputs, list) else [], number, self.room)
-        return kept, reply.get("late") is True
+        return kept, reply.get("late") is True, _fault(reply.get("fault"), source)
 
     def observe(self, name: str, call: Call) -> Observation:
         """Make one call of the answer that is called ``name``.
@@ -137,17 +146,20 @@ class RemoteAnswer:
     Args:
         process: where it lives.
         name: the function's or class's name.
+        lent: functions of the reference that it may call, besides those that it builds on anyway.
 
     Attributes:
         death: how the process died, if it did; nothing more is asked of it then.
     """
 
-    def __init__(self, process: Process, name: str):
-        self.process, self.name = process, name
+    def __init__(self, process: Process, name: str, lent: tuple[str, ...] = ()):
+        self.process, self.name, self.lent = process, name, lent
         self.death: Died | None = None
 
     def observe(self, call: Call) -> Observation:
         if self.death is None:
+            if call.reference_allowed is not None:
+                call = replace(call, reference_allowed=(*call.reference_allowed, *self.lent))
             try:
                 return self.process.observe(self.name, call)
             except Died as death:
@@ -163,6 +175,19 @@ def _missing(name: str, kind: Any) -> Failure:
     if isinstance(kind, str) and kind not in ("NoneType", "ellipsis"):
         return Failure("raised", ("TypeError",), f"{name} is of type {kind[:80]}: it cannot be called")
     return Failure("not written", ("NameError",), f"name {name!r} is not defined")
+
+
+def _fault(claimed: Any, source: str) -> DidNotRun | None:
+    """What a process says that a cell raised."""
+    if not isinstance(claimed, list) or len(claimed) != 3:
+        return None
+    error, says, line = claimed
+    lines = source.splitlines()
+    if not isinstance(error, str) or not isinstance(says, str) or type(line) is not int:
+        return None
+    line = line if 0 < line <= len(lines) else 0
+    code = clean(lines[line - 1].strip(), 100) if line else ""
+    return DidNotRun(clean(error, 100), " ".join(clean(says, 200).split()), line, code)
 
 
 # ------------------------------------------------------------------------------- harmless outputs

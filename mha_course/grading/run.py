@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from .intake import (
-    NOTEBOOKS,
     Release,
     SetAside,
     Submission,
+    is_notebook,
     listing,
     name_trouble,
     printable,
@@ -68,6 +68,7 @@ class Options:
     way: str = ""
     db_url: str | None = None
     scheduler: str | None = None
+    follow_on: float = 1.0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -123,7 +124,7 @@ def fingerprint(folder: Path, ours: str) -> str:
         for path in listing(folder, said):
             status = path.lstat()
             mark = f"{status.st_mode} {status.st_size} {status.st_mtime_ns}"
-            looked_into = path.suffix.lower() in NOTEBOOKS or path.name == "timestamp.txt"
+            looked_into = is_notebook(path) or path.name == "timestamp.txt"
             if looked_into and status.st_size <= room:
                 room -= status.st_size
                 try:
@@ -210,7 +211,8 @@ class Grader:
         from .score import Marker
 
         for attempt in range(TRIES + 1):
-            marker = Marker(self.nursery, self.options.outputs, self.options.pictures)
+            options = self.options
+            marker = Marker(self.nursery, options.outputs, options.pictures, options.follow_on)
             try:
                 return marker.mark(self.release, submission, seeds).items()
             except SandboxError as error:
@@ -533,22 +535,27 @@ def numbers(summary: Summary) -> dict[str, Any]:
     graded = [result for result in summary.results if result.status == "graded"]
     scores = [sum(score for score, _ in result.scores.values()) for result in graded]
     exercises: dict[str, dict[str, Any]] = {}
+    missing = Counter(name for r in graded for n in r.notebooks.values() for name in n.get("missing", ()))
     for result in graded:
         for notebook in result.notebooks.values():
             for outcomes in notebook["outcomes"].values():
                 for outcome in outcomes:
                     row = exercises.setdefault(
-                        outcome["name"], {"asked": 0, "right": 0, "not written": 0, "causes": Counter()}
+                        outcome["name"],
+                        {"asked": 0, "right": 0, "not written": 0, "causes": Counter(), "after": Counter()},
                     )
                     row["asked"] += 1
                     row["right"] += outcome["status"] == "right"
                     row["not written"] += outcome["status"] == "not written"
+                    if after := outcome.get("after"):
+                        row["after"][" and ".join(after)] += 1
                     if outcome["status"] == "wrong":
                         row["causes"][
                             outcome["cause"] + ("" if outcome["named"] else " (no known misconception)")
                         ] += 1
     for row in exercises.values():
         row["causes"] = dict(row["causes"].most_common())
+        row["after"] = dict(row["after"].most_common())
     return {
         "lesson": summary.lesson,
         "sandbox": summary.sandbox,
@@ -571,6 +578,7 @@ def numbers(summary: Summary) -> dict[str, Any]:
             if (names := [name for n in result.notebooks.values() for name in n["trouble"]])
         },
         "mean": sum(scores) / len(scores) if scores else None,
+        "not_installed": dict(missing.most_common()),
         "maximum": max((sum(m for _, m in result.scores.values()) for result in graded), default=None),
         "scores": {result.student: result.scores for result in graded},
         "exercises": exercises,
@@ -603,6 +611,10 @@ def table(summary: Summary) -> str:
         lines.append(f"  already graded and unchanged: {len(told['up_to_date'])} (--force grades them again)")
     if told["time_outs"] or told["process_deaths"]:
         lines.append(f"  time-outs: {told['time_outs']}, processes that died: {told['process_deaths']}")
+    if told["not_installed"]:
+        names = " ".join(told["not_installed"])
+        lines.append(f"  imported by learners and not installed here: {names}")
+        lines.append(f"    to allow them: pip install {names}, then grade again with --force")
     if told["exercises"]:
         wide = max(len(name) for name in told["exercises"])
         lines += ["", f"  {'exercise':<{wide}}  not right  most met"]
@@ -611,6 +623,8 @@ def table(summary: Summary) -> str:
             causes = ", ".join(f"{cause} ×{count}" for cause, count in list(row["causes"].items())[:3])
             if row["not written"]:
                 causes = ", ".join(filter(None, (causes, f"not written ×{row['not written']}")))
+            after = ", ".join(f"right but for {earlier} ×{count}" for earlier, count in row["after"].items())
+            causes = ", ".join(filter(None, (causes, after)))
             lines.append(f"  {name:<{wide}}  {share:>8.0%}   {causes}".rstrip())
     if told["unreadable_records"]:
         lines += ["  kept, and not understood (a newer version's?):", *told["unreadable_records"]]

@@ -25,9 +25,10 @@ import signal
 import socket
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 NEW_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000  # mount, UTS, IPC, user, PID
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
@@ -416,8 +417,8 @@ def _serve_and_leave(channel: int, settings: dict) -> None:
 def serve(channel: socket.socket) -> None:
     """Do what the grader asks, one thing after the other, until it hangs up.
 
-    start: {"off": groups, "reference", "quiet", "pictures"}    → {}
-    run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool}
+    start: {"off": groups, "reference", "quiet", "pictures", "lent"}  → {}
+    run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool, "fault": … or null}
     observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
     value: {"name"}                                             → {"value": ...}
     which: {"names"}                                            → {"which": [ids of the objects]}
@@ -433,6 +434,8 @@ def serve(channel: socket.socket) -> None:
         blobs: list[bytes] = []
         if what == "start":
             _provide_reference(request["reference"])
+            reference = sys.modules["mha_course.reference"]
+            shell.lent = {name: getattr(reference, name) for name in request["lent"]}
             for group in request["off"]:
                 switches.switch_off(group)
             os.environ["MHA_COURSE_PICTURES"] = "yes" if request["pictures"] else "no"
@@ -462,6 +465,19 @@ def serve(channel: socket.socket) -> None:
             wire.write(channel, reply, blobs)
         except (TypeError, ValueError):
             wire.write(channel, {"error": "the reply could not be written"})
+
+
+def _fault(error: BaseException | None) -> tuple[str, str, int] | None:
+    """What a cell raised: the exception's class, what it says, and the line of the cell (0: not known)."""
+    if error is None:
+        return None
+    line, says = 0, str(error)[:500]
+    if isinstance(error, SyntaxError):
+        line, says = error.lineno or 0, str(error.msg)[:500]
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "<module>":
+            line = number
+    return type(error).__name__[:100], says, line
 
 
 def _provide_reference(modules: dict[str, Any]) -> None:
@@ -612,6 +628,7 @@ def _make_shell():
             pass
 
     class Shell(InteractiveShell):
+        lent: ClassVar[dict[str, Any]] = {}  # what stands in the place of the learner's
         display_pub_class = Type(Publisher)
         displayhook_class = Type(Hook)
 
@@ -633,7 +650,7 @@ def _make_shell():
         def run(self, source: str, number: int, seconds: float) -> dict:
             """Run one cell; gives its outputs, and whether it was stopped because its time was up."""
             outputs.clear()
-            late = False
+            late, fault = False, None
             self.execution_count = number
             before = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = Stream("stdout"), Stream("stderr")
@@ -641,6 +658,7 @@ def _make_shell():
                 with time_limit(seconds):
                     result = self.run_cell(source, store_history=False)
                 late = isinstance(result.error_in_exec, TooSlow)
+                fault = _fault(result.error_before_exec or result.error_in_exec)
             except TooSlow:
                 late = True
             except BaseException as error:
@@ -654,7 +672,8 @@ def _make_shell():
                 )
             finally:
                 sys.stdout, sys.stderr = before
-            return {"outputs": list(outputs), "late": late}
+            self.user_ns.update(self.lent)
+            return {"outputs": list(outputs), "late": late, "fault": fault}
 
     from traitlets.config import Config
 
