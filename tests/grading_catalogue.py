@@ -161,6 +161,36 @@ def fill(source: str, places: Mapping[str, str]) -> str:
     return source
 
 
+# Where nothing is switched off: another Python, that gives values and gradients.
+PROGRAM = """
+import pickle, sys, torch
+while True:
+    tensors, given = pickle.load(sys.stdin.buffer)
+    q, k, v = (x.requires_grad_() for x in tensors)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    found = out.detach() if given is None else torch.autograd.grad(out, (q, k, v), given)
+    pickle.dump(found, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+"""
+CHILD = """
+import pickle, subprocess, sys, torch
+child = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def ask(*what):
+    pickle.dump(what, child.stdin)
+    child.stdin.flush()
+    return pickle.load(child.stdout)
+ask([torch.ones(1, 1, 1, 1)] * 3, None)
+class InAChild(torch.autograd.Function):
+    @staticmethod
+    def forward(context, *tensors):
+        context.save_for_backward(*tensors)
+        return ask([x.detach() for x in tensors], None)
+    @staticmethod
+    def backward(context, given):
+        return ask([x.detach() for x in context.saved_tensors], given)
+"""
+
+
 def ready_made(paper: Paper) -> dict[str, tuple[str, str]]:
     """Torch's own attention by all its doors, for a target with q, k and v."""
     back = "return {}".format
@@ -213,6 +243,33 @@ def ready_made(paper: Paper) -> dict[str, tuple[str, str]]:
             "import sys, importlib\nsys.modules.pop('torch.nn.functional', None)\n"
             "try:\n    F2 = importlib.import_module('torch.nn.functional')\nexcept Exception:\n    F2 = torch.nn.functional",
             by("F2.scaled_dot_product_attention(q, k, v)"),
+        ),
+        "ready made in a child": (CHILD.replace("PROGRAM", repr(PROGRAM)), by("InAChild.apply(q, k, v)")),
+        "ready made by a pattern of the compiler": (
+            "",
+            by(
+                "__import__('torch._inductor.fx_passes.fuse_attention', fromlist=['x'])"
+                "._sfdp_pattern_1(q, k, v, q.shape[-1] ** 0.5)"
+            ),
+        ),
+        "ready made for another format": (
+            "",
+            paper.define(
+                "import torch.onnx.ops._impl as onnx\n"
+                "return onnx.attention_23(q[:, None], k[:, None], v[:, None], qk_matmul_output_mode=1)[0][:, 0]"
+            ),
+        ),
+        "ready made to be quantised": (
+            "import torch\nfrom torch.ao.nn.quantizable.modules.activation import MultiheadAttention as Ready\n"
+            "def one(q, k, v):\n"
+            "    E = max(q.shape[-1], v.shape[-1])\n"
+            "    m = Ready(E, 1, bias=False, batch_first=True).double().eval()\n"
+            "    with torch.no_grad():\n"
+            "        for x in (m.linear_Q, m.linear_K, m.linear_V, m.out_proj):\n"
+            "            x.weight.copy_(torch.eye(E, dtype=x.weight.dtype))\n"
+            "    pad = lambda x: torch.nn.functional.pad(x, (0, E - x.shape[-1]))\n"
+            "    return m(pad(q) * (E / q.shape[-1]) ** 0.5, pad(k), pad(v))[0][..., :v.shape[-1]]",
+            by("one(q, k, v)"),
         ),
         "ready made as a module": (
             "",
@@ -346,6 +403,13 @@ def pretending(paper: Paper) -> dict[str, tuple[str, str]]:
         "not a number everywhere": ("", paper.define(f"return {paper.inputs} * float('nan')")),
         "very large result": ("", paper.define(f"return {paper.inputs}.new_zeros(1).expand(10**12)")),
         "result without an end": ("", paper.define("a = []\na.append(a)\nreturn a")),
+        "sizes without numbers": ("", paper.define("return torch.empty(2**31, 2**31, device='meta')")),
+        "impossible sizes on the way": ("", paper.define(f"return {paper.inputs}.new_zeros(2**40)")),
+        "sizes below zero": ("", paper.define(f"return {paper.inputs}.new_zeros(-1)")),
+        "sizes that overflow": (
+            "",
+            paper.define(f"return {paper.inputs}.new_zeros(1).expand(2**31, 2**31, 2**31)"),
+        ),
         "right for the practice inputs": (
             "seen = []",
             paper.define(f"seen.append(1)\nreturn {paper.inputs} if len(seen) > 2 else {paper.inputs} * 2"),
@@ -371,10 +435,10 @@ HARM = {
         "    except OSError:\n        pass"
     ),
     "leaves": (
-        "import os, time\nfor _ in range(3):\n"
+        "import ctypes, os, time\nfor _ in range(3):\n"
         "    if os.fork() == 0:\n        os.setsid()\n"
         "        if os.fork() == 0:\n"
-        "            os.execv('/usr/bin/sleep', ['MARK', '7777'])\n        os._exit(0)\n"
+        "            ctypes.CDLL(None).prctl(15, b'MARK', 0, 0, 0)\n            time.sleep(7777)\n        os._exit(0)\n"
         "open('/tmp/left', 'w').write('x')\nopen('/dev/shm/left', 'w').write('x')"
     ),
     "forks": (
@@ -392,6 +456,10 @@ HARM = {
     ),
     "prints": "for _ in range(2000):\n    print('x' * 50_000)",
     "looks around": "import os\nprint('LEFT', os.listdir('/tmp'), os.listdir('/dev/shm'), os.path.exists('/tmp/left'))",
+    "makes namespaces": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\n"
+        "print('MADE A USER NAMESPACE', libc.unshare(0x10000000) == 0 or libc.unshare(0x10020000) == 0)"
+    ),
     "exits": "import os\nos._exit(0)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "stops": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
@@ -753,6 +821,23 @@ def unusual(paper: Paper) -> list[Entry]:
         "annotations of the future": f"from __future__ import annotations\n{right}",
         "a helper deleted afterwards": f"{renamed}\ndef {target}({parameters}, inner=inner):\n    return {call}\ndel inner",
         "a class with the answer's name inside": f"{right}\nclass Notes:\n    {target} = None",
+        "compiled": f"import torch\n@torch.compile\n{right}",
+        "compiled in one graph": f"import torch\n@torch.compile(fullgraph=True, dynamic=True)\n{right}",
+        "without gradients from a cell of its own": f"import torch\ntorch.set_grad_enabled(False)\n{right}",
+        "on a GPU that is not here": f"import torch\ntorch.set_default_device('cuda')\n{right}",
+        "in float16 by default": f"import torch\ntorch.set_default_dtype(torch.float16)\n{right}",
+        "in inference mode": f"import torch\ntorch.inference_mode().__enter__()\n{right}",
+        "with a package that is not here": f"try:\n    import einops_not_here\nexcept ImportError:\n    pass\n{right}",
         "a global changed": f"import random, torch\ntorch.manual_seed(7)\nrandom.seed(7)\ntorch.set_num_threads(2)\n{right}",
     }
-    return [Entry(name, "unusual", ALL, paper.right(answer=way)) for name, way in ways.items()]
+    found = [Entry(name, "unusual", ALL, paper.right(answer=way)) for name, way in ways.items()]
+    settings = {
+        "nothing learns": "torch.set_grad_enabled(False)",
+        "everything on a GPU": "torch.set_default_device('cuda')",
+        "everything on meta": "torch.set_default_device('meta')",
+        "a device of a with without an end": "torch.device('meta').__enter__()",
+    }
+    return found + [
+        Entry(name, "unusual", ALL, paper.right(first=f"import torch\n{setting}"))
+        for name, setting in settings.items()
+    ]

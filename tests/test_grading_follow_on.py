@@ -125,7 +125,9 @@ class TestAClass:
 
     def test_what_is_wrong_by_itself_is_told_as_if_the_rest_were_right(self, graded):
         text = " ".join(outcomes(graded[1]["two_mistakes"])["attend"]["text"].split())
-        assert "transposed" in text and "attention_scores, which it calls, is not right either" in text
+        assert (
+            "have changed places" in text and "attention_scores, which it calls, is not right either" in text
+        )
         assert outcomes(graded[1]["two_mistakes"])["SingleHead"]["after"] == ["attention_scores", "attend"]
 
     def test_who_imports_the_very_answer_has_borrowed_it(self, graded):

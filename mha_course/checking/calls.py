@@ -575,11 +575,13 @@ def _seeded(seed: int) -> Iterator[None]:
 def usual_settings() -> Iterator[None]:
     """A block with torch's usual settings, whatever a notebook has set; afterwards they are as they were before.
 
-    The default dtype and device, gradients on, no autocast, no inference mode. A mode that an answer enters and
-    does not leave ends with the block.
+    The default dtype and device, gradients on, no autocast, no inference mode, no other mode that was entered and not
+    left (`torch.device`). A mode that an answer enters and does not leave ends with the block.
     """
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    torch.set_default_device(None)
+    here = torch._GLOBAL_DEVICE_CONTEXT  # the default device is a mode, too; asked for by name, it may not be there
+    dtype, device = torch.get_default_dtype(), getattr(here, "device_context", None)
+    entered = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    here.device_context = None
     torch.set_default_dtype(torch.float32)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
@@ -587,13 +589,14 @@ def usual_settings() -> Iterator[None]:
             try:
                 yield
             finally:
-                torch.set_default_device(None)
                 for depth, (count, pop) in zip(depths, _MODES):
                     while count() > depth:
                         pop()
     finally:
+        for mode in reversed(entered):
+            torch._C._push_on_torch_function_stack(mode)
+        here.device_context = device
         torch.set_default_dtype(dtype)
-        torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
 _MODES = (

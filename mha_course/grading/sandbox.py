@@ -47,6 +47,7 @@ STAGED = (
     "checking/kinds.py",
     "checking/plain.py",
     "grading/rehearsal.py",
+    "grading/seccomp.py",
     "grading/switches.py",
     "grading/wire.py",
     "grading/worker.py",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,8 @@ FUNCTIONS = {
         "torch.nn.modules.activation.MultiheadAttention.forward",
         "torch.nn.attention.flex_attention.flex_attention",
         "torch._higher_order_ops.flex_attention.math_attention",
+        "torch.ao.nn.quantizable.modules.activation.MultiheadAttention._forward_impl",
+        "torch.onnx.ops._impl.attention_23",
     ),
     "ready-made softmax": (
         "torch.nn.functional.softmax",
@@ -47,6 +50,10 @@ FUNCTIONS = {
         "torch._decomp.decompositions._log_softmax",
         "torch._decomp.decompositions._safe_softmax",
     ),
+}
+MODULES = {  # that are not loaded, and never will be: they hold nothing else
+    "ready-made attention": ("torch._inductor.fx_passes.fuse_attention",),
+    "ready-made softmax": (),
 }
 BUILTINS = {
     "ready-made attention": (
@@ -92,6 +99,7 @@ def switch_off(group: str) -> None:
     Args:
         group: "ready-made attention" or "ready-made softmax".
     """
+    sys.modules.update(dict.fromkeys(MODULES[group]))
     for path in FUNCTIONS[group]:
         if (function := _find(path)) is not None:
             _empty(function)
@@ -136,6 +144,7 @@ def _raise_without_a_name(*_args, **_kwargs):
 
 def _empty(function: Callable) -> None:
     """Take a Python function's body away, so that every reference to it raises."""
+    function = getattr(function, "_init_fn", function)  # what an operator made in Python calls
     while hasattr(function, "__wrapped__"):
         inner = function.__wrapped__
         _take_body(function)
