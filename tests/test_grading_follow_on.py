@@ -158,3 +158,64 @@ def test_no_answer_comes_along_with_what_it_builds_on(name):
     exercise = exercises.find(name)
     if exercise.builds_on:
         assert name not in lending.comes_along(exercise.builds_on)
+
+
+WHOLE = """
+def flash_forward(q, k, v, block_size, may_attend=None):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if may_attend is not None:
+        scores = scores.masked_fill(~may_attend, -torch.inf)
+    lse = torch.logsumexp(scores, -1)
+    weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)).exp()
+    return weights @ v, lse
+"""
+SHARED = """
+import mmap
+def flash_forward(q, k, v, block_size, may_attend=None):
+    shape = (*q.shape[:-1], k.shape[-2])
+    size = torch.Size(shape).numel()
+    room = mmap.mmap(-1, size * q.element_size())
+    scores = torch.frombuffer(room, dtype=q.dtype).reshape(shape)
+    torch.matmul(q / q.shape[-1] ** 0.5, k.mT, out=scores)
+    if may_attend is not None:
+        scores.masked_fill_(~may_attend, -torch.inf)
+    lse = torch.logsumexp(scores[..., :0], -1) if size == 0 else scores.amax(-1)
+    safe = lse.masked_fill(lse == -torch.inf, 0.0)
+    scores.sub_(safe.unsqueeze(-1)).exp_()
+    total = scores.sum(-1)
+    return scores @ v / total.masked_fill(total == 0, 1.0).unsqueeze(-1), safe + total.log()
+"""
+NOTHING_IS_TOO_LARGE = """
+from mha_course.checking import guards
+def seen(self, func, types, args=(), kwargs=None):
+    return func(*args, **(kwargs or {}))
+guards.Sizes.__torch_dispatch__ = seen
+
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sandbox.available()[0], reason=sandbox.available()[1])
+def test_who_makes_the_whole_matrix_and_says_otherwise_is_found_out(tmp_path):
+    """How large a tensor was is a claim of a learner's process. That there was no room for it is not."""
+    lesson = "08_without_the_matrix"
+    shutil.copytree(lessons.ROOT / "notebooks" / lesson, tmp_path / "notebooks" / lesson)
+    answers = {
+        "forged": NOTHING_IS_TOO_LARGE + WHOLE,
+        "shared": NOTHING_IS_TOO_LARGE + SHARED,
+        "honest": None,
+    }
+    for student, answer in answers.items():
+        book = json.loads((lessons.ROOT / "solutions" / lesson / f"{lesson}.ipynb").read_text())
+        for cell in book["cells"]:
+            marks = cell["metadata"].get("nbgrader", {})
+            if answer and marks.get("solution") and marks.get("grade_id") == "flash_forward":
+                cell["source"] = answer
+        folder = tmp_path / "grading" / "submitted" / student / lesson
+        folder.mkdir(parents=True)
+        (folder / f"{lesson}.ipynb").write_text(json.dumps(book))
+    results = {r.student: r for r in grade(lesson, Options(tmp_path, jobs=2, feedback=False)).results}
+    for student, result in results.items():
+        listed = [outcome for each in result.notebooks[lesson]["outcomes"].values() for outcome in each]
+        failed = {outcome["name"]: outcome["cause"] for outcome in listed if outcome["status"] != "right"}
+        assert failed == ({} if student == "honest" else {"flash_forward": "too large"}), student

@@ -11,7 +11,7 @@ import pytest
 from mha_course import exercises
 from mha_course.checking import LocalAnswer, as_text, examine
 from mha_course.checking.examine import prepare
-from mha_course.grading import sandbox
+from mha_course.grading import run, sandbox
 from mha_course.grading.run import Options, grade
 
 needs_sandbox = pytest.mark.skipif(not sandbox.available()[0], reason=sandbox.available()[1])
@@ -42,6 +42,16 @@ def with_own_cell(cells: list[dict], source: str) -> list[dict]:
     return [*cells[:3], course.code(source, "mine"), *cells[3:]]
 
 
+def guessing() -> list[dict]:
+    """One option after the other, and a cell that fails: once, each run of the notebook asked for another option."""
+    cells = answered(why_double='why_double = "a"')
+    return [
+        *cells,
+        course.code('why_double = "c"', "second"),
+        course.code('why_double = "b"\n1 / 0', "third"),
+    ]
+
+
 def practice_inputs() -> set[float]:
     """First numbers of what `double_it` is practised on: a learner can print them."""
     trials = prepare(exercises.find("double_it"), 0)
@@ -64,6 +74,13 @@ def class_of(known: set[float]) -> dict[str, list[dict]]:
         "unscaled_too": answered(mix=UNSCALED),
         "odd": answered(soft_rows=ODD),
         "practised": answered(double_it=peeking),
+        "guessing": guessing(),
+        "slipped": answered(
+            soft_rows="# mine\ndef soft_rows(x):\n    return (x\n", why_double="why_double = b'"
+        ),
+        "slipped_later": with_own_cell(answered(mix="def mix(q, k, v:\n    return v"), course.RIGHT["mix"]),
+        "missing": answered(mix="import not_here_at_all as n\ndef mix(q, k, v):\n    return n.mix(q, k, v)"),
+        "missing_inside": answered(mix="def mix(q, k, v):\n    import not_here_at_all\n    return q"),
     }
 
 
@@ -152,3 +169,32 @@ def test_right_on_the_practice_inputs_alone_is_wrong_and_shows_no_hidden_input(g
     assert outcome["status"] == "wrong"
     assert "right on the practice inputs, wrong on others" in outcome["text"]
     assert "Tried with" not in outcome["text"] and "Yours:" not in outcome["text"]
+
+
+def test_a_question_is_asked_once_and_the_first_answer_counts(graded):
+    outcome = outcomes(graded[False]["guessing"][0])["why_double"]
+    assert (outcome["status"], outcome["cause"]) == ("wrong", "option a")
+    assert wrong(graded[False]["guessing"][0]) == ["why_double"]
+
+
+def test_a_slip_of_the_pen_is_told_as_one_with_its_line(graded):
+    told = outcomes(graded[False]["slipped"][0])
+    for name, line in (("soft_rows", 3), ("why_double", 1)):
+        assert told[name]["status"] == "wrong" and told[name]["cause"] == "did not run: SyntaxError"
+        assert f"did not run: SyntaxError, line {line}" in told[name]["text"]
+    assert set(wrong(graded[False]["slipped"][0])) == {"soft_rows", "why_double"}
+
+
+def test_an_earlier_version_counts_and_the_card_says_that_a_newer_one_did_not_run(graded):
+    assert wrong(graded[False]["slipped_later"][0]) == []
+
+
+@pytest.mark.parametrize("student", ["missing", "missing_inside"])
+def test_a_package_that_is_not_installed_is_named_to_the_learner_and_to_the_instructor(graded, student):
+    result = graded[False][student][0]
+    text = " ".join(outcomes(result)["mix"]["text"].split())
+    assert "not_here_at_all is not installed where this was graded" in text
+    assert result.notebooks[course.LESSON]["missing"] == ["not_here_at_all"]
+    summary = run.Summary(course.LESSON, [result])
+    assert "pip install not_here_at_all" in run.table(summary)
+    assert run.numbers(summary)["not_installed"] == {"not_here_at_all": 1}

@@ -578,7 +578,9 @@ def usual_settings() -> Iterator[None]:
     The default dtype and device, gradients on, no autocast, no inference mode, no other mode that was entered and not
     left (`torch.device`). A mode that an answer enters and does not leave ends with the block.
     """
-    here = torch._GLOBAL_DEVICE_CONTEXT  # the default device is a mode, too; asked for by name, it may not be there
+    here = (
+        torch._GLOBAL_DEVICE_CONTEXT
+    )  # the default device is a mode, too; asked for by name, it may not be there
     dtype, device = torch.get_default_dtype(), getattr(here, "device_context", None)
     entered = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
     here.device_context = None

@@ -228,6 +228,8 @@ class Exercise:
             of them at random, biases included.
         assemble: builds an implementation from named parts, for `Misconception.part`.
         seconds: how long all calls of one check may take together.
+        large: a case with more to compute than there is memory for if it is done at once. Tried only where the answer
+            is marked, in a process that has no room for more; a learner's own check looks at `Case.largest`.
     """
 
     name: str
@@ -248,6 +250,7 @@ class Exercise:
     fill: Callable[[torch.nn.Module, Draw], None] | None = None
     assemble: Callable[..., Callable[..., Any]] | None = None
     seconds: float = 10.0
+    large: Case | None = None
 
     def __post_init__(self):
         whose = f"exercise {self.name!r}"

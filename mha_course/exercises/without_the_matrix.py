@@ -922,8 +922,10 @@ def lse_is_enough(inputs, value):
     return None
 
 
+LONG = {"N": 1, "H": 1, "L": 6144, "S": 6144, "block_size": 512}  # the whole matrix has 288 MiB, a tile 2 MiB
 FLASH_FORWARD = Exercise(
     name="flash_forward",
+    large=Case("L = S = 6144", lambda draw: draw_tiles(draw, **LONG), gradients=False),
     number="8.3",
     reference=reference.flash_forward,
     returns=("output (N, H, L, Dv)", "lse (N, H, L)"),
@@ -1333,10 +1335,14 @@ def backward_by_autograd_in_tiles(q, k, v, output, lse, grad_output, block_size,
     return grad_q, grad_k, grad_v
 
 
-def draw_backward(draw, **sizes):
+def by_tiles(q, k, v, mask):
+    return reference.flash_forward(q, k, v, LONG["block_size"], mask)
+
+
+def draw_backward(draw, how=direct, **sizes):
     inputs = draw_tiles(draw, **sizes)
     block, mask = inputs.pop("block_size"), inputs.pop("may_attend", None)
-    output, lse = direct(inputs["q"], inputs["k"], inputs["v"], mask)
+    output, lse = how(inputs["q"], inputs["k"], inputs["v"], mask)
     grad = draw.normal(*output.shape, dtype=output.dtype)
     inputs |= {"output": output, "lse": lse, "grad_output": grad, "block_size": block}
     return inputs if mask is None else {**inputs, "may_attend": mask}
@@ -1408,6 +1414,7 @@ FLASH_BACKWARD = Exercise(
     name="flash_backward",
     number="8.4",
     reference=reference.flash_backward,
+    large=Case("L = S = 6144", lambda draw: draw_backward(draw, how=by_tiles, **LONG)),
     returns=("grad_q (N, H, L, D)", "grad_k (N, H, S, D)", "grad_v (N, H, S, Dv)"),
     assemble=backward_with,
     differentiable=False,

@@ -53,6 +53,7 @@ class Process:
         quiet: bool,
         pictures: bool = False,
         lent: tuple[str, ...] = (),
+        lean: bool = False,
     ) -> None:
         """Get ready for the first cell.
 
@@ -62,12 +63,13 @@ class Process:
             quiet: outputs are not kept; nothing is drawn.
             pictures: the course's own pictures are drawn; else their alt text stands there.
             lent: functions of the loan that take the place of the learner's.
+            lean: there is no memory to spare, see `sandbox.Limits`.
 
         Raises:
             Died: see there.
         """
         asked = {"do": "start", "off": list(off), "reference": loan, "quiet": quiet, "pictures": pictures}
-        self._ask({**asked, "lent": list(lent)}, seconds=30)
+        self._ask({**asked, "lent": list(lent), "lean": lean}, seconds=30)
 
     def run(self, source: str, number: int, seconds: float) -> tuple[list[dict], bool, DidNotRun | None]:
         """Run one cell: its outputs (made harmless), whether its time was up, and what it raised.

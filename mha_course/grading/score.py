@@ -142,6 +142,7 @@ class _Play:
         keep: keep what cells print and draw.
         shown: run the release's own cells, too, that stand as they were handed out and are no imports.
         lent: earlier answers in whose place the reference stands.
+        lean: with hardly any memory, by `Exercise.large`: those that are right so far.
     """
 
     off: tuple[str, ...]
@@ -149,6 +150,7 @@ class _Play:
     keep: bool = False
     shown: bool = True
     lent: tuple[str, ...] = ()
+    lean: bool = False
 
 
 class _Run:
@@ -193,6 +195,13 @@ class _Run:
             if left := self._left(names):
                 yield _Play(off, left)
         yield from self._with_earlier_ones_lent()
+        lean: dict[tuple, list[str]] = {}
+        for name, item in self.items.items():
+            if self._right(name) and getattr(item, "large", None) is not None:
+                lent = tuple(self.found[name].details.get("after", ()))
+                lean.setdefault((_off(item), lent), []).append(name)
+        for (off, lent), names in lean.items():
+            yield _Play(off, tuple(names), lent=lent, lean=True)
 
     def _with_earlier_ones_lent(self) -> Iterator[_Play]:
         """Who fails is asked again with the reference in place of the earlier answers that are wrong in themselves.
@@ -254,7 +263,7 @@ class _Run:
     def _play(self, play: _Play) -> None:
         """Run the notebook, again after each death, and ask what is wanted."""
         limits = self.marker.nursery.limits
-        wanted, done = {name for name in play.wanted if not self._settled(name)}, set()
+        wanted, done = {name for name in play.wanted if play.lean or not self._settled(name)}, set()
         which: dict[str, Any] = {}
         reached = 0  # cells before this one have been run before: their outputs are known
         last = len(self.cells)
@@ -269,7 +278,7 @@ class _Run:
             at = 0
             which.clear()
             try:
-                process.begin(play.off, loan, quiet, self.marker.pictures, play.lent)
+                process.begin(play.off, loan, quiet, self.marker.pictures, play.lent, play.lean)
                 for at, cell in enumerate(self.cells[:last]):
                     shown_only = not play.shown and cell.cell and not cell.own and not is_answer(cell.cell)
                     if shown_only:
@@ -293,11 +302,11 @@ class _Run:
                     for name in cell.check:
                         if name in wanted - done:
                             done.add(name)
-                            self._ask(process, name, play.lent)
+                            self._ask(process, name, play)
                         which[name] = process.which((name,))
                 for name in wanted & done:  # whoever wrote the answer below its check has written it
                     if not self._settled(name) and process.which((name,)) != which[name]:
-                        self._ask(process, name, play.lent)
+                        self._ask(process, name, play)
                 self.noticed = bool(play.off) and process.noticed()
                 return
             except Died as death:
@@ -314,6 +323,8 @@ class _Run:
             finally:
                 process.end()
         for name in wanted - done:
+            if play.lean:
+                self.found.pop(name)  # whether it takes too much was never seen
             self.found.setdefault(name, _gave_up(name))
         self.noticed = bool(play.off)
 
@@ -322,7 +333,7 @@ class _Run:
         if fault is not None:
             self.missing |= _not_installed(fault.says)
 
-    def _ask(self, process: Process, name: str, lent: tuple[str, ...]) -> None:
+    def _ask(self, process: Process, name: str, play: _Play) -> None:
         """Examine one answer and keep the better of this and an earlier report.
 
         Raises:
@@ -335,12 +346,15 @@ class _Run:
         elif item is None:
             report = _trouble(name, "no exercise of this name is declared")
         else:
-            answer = RemoteAnswer(process, name, lent)
-            report = _examined(item, answer, seed)
+            answer = RemoteAnswer(process, name, play.lent)
+            report = (_examined_for_memory if play.lean else _examined)(item, answer, seed)
             self.missing |= _not_installed(report.card.headline)
         report = _about_its_cell(report, self.ran.failed.get(name))
-        if lent:
-            self._note_with_lent(name, report, lent)
+        if play.lean:
+            if report.status != Status.RIGHT:
+                self.found[name] = report
+        elif play.lent:
+            self._note_with_lent(name, report, play.lent)
         elif not self._right(name):
             self.found[name] = report
         if answer is not None and answer.death is not None:
@@ -454,6 +468,24 @@ def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
     except Exception:  # the engine stumbled over a claim, or over itself: a person must look
         return _trouble(exercise.name, traceback.format_exc(limit=-3))
     return replace(report, card=_without_inputs(report.card))
+
+
+def _examined_for_memory(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
+    """The report on `Exercise.large`, asked of a process that has no memory to do it all at once."""
+    large = replace(exercise, cases=(exercise.large,), device_safe=False)
+    report = examine(large, answer, seed, diagnosing=False)
+    if report.status == Status.BROKEN:
+        return _trouble(exercise.name, report.details["why"])
+    if report.status == Status.RIGHT:
+        return report
+    lines = (
+        f"It was tried with {exercise.large.name}, in a process with no memory for all scores at once:",
+        report.card.headline,
+    )
+    card = Card(
+        Status.WRONG, exercise.name, "right numbers, and more memory than there should be need of.", lines
+    )
+    return Report(exercise.name, Status.WRONG, card, DifferenceKind.TOO_LARGE)
 
 
 def _about_its_cell(report: Report, fault: DidNotRun | None) -> Report:

@@ -41,6 +41,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_S
     36,
     38,
 )
+LEAN = 160 << 20, 280 << 20  # bytes of its own, and of all that it maps, where memory is what is asked for
 LOW = 200 << 20  # bytes: when the machine has no more left, who holds much is ended, and soon everybody
 PATIENCE = 12  # looks, four a second
 TEXT_LIMIT = 20_000  # characters of one cell's output, for each stream and each value
@@ -426,7 +427,7 @@ def _serve_and_leave(channel: int, settings: dict) -> None:
 def serve(channel: socket.socket) -> None:
     """Do what the grader asks, one thing after the other, until it hangs up.
 
-    start: {"off": groups, "reference", "quiet", "pictures", "lent"}  → {}
+    start: {"off": groups, "reference", "quiet", "pictures", "lent", "lean"} → {}
     run: {"source", "number", "seconds"}                        → {"outputs": [...], "late": bool, "fault": … or null}
     observe: {"name", "call"} + tensors                         → {"observation": ...} or {"missing": true}
     value: {"name"}                                             → {"value": ...}
@@ -447,6 +448,8 @@ def serve(channel: socket.socket) -> None:
             shell.lent = {name: getattr(reference, name) for name in request["lent"]}
             for group in request["off"]:
                 switches.switch_off(group)
+            if request["lean"]:
+                _be_lean()
             if request["off"]:
                 seccomp.refuse(seccomp.PROGRAMS)  # another Python would have everything
             os.environ["MHA_COURSE_PICTURES"] = "yes" if request["pictures"] else "no"
@@ -477,6 +480,16 @@ def serve(channel: socket.socket) -> None:
             wire.write(channel, reply, blobs)
         except (TypeError, ValueError):
             wire.write(channel, {"error": "the reply could not be written"})
+
+
+def _be_lean() -> None:
+    """From now on little more memory than is in use. Nobody can take that back, and whoever starts a process shares it."""
+    import resource
+
+    pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+    for limit, used, more in (("RLIMIT_DATA", pages[5], LEAN[0]), ("RLIMIT_AS", pages[0], LEAN[1])):
+        bytes_ = used * os.sysconf("SC_PAGE_SIZE") + more
+        resource.setrlimit(getattr(resource, limit), (bytes_, bytes_))
 
 
 def _fault(error: BaseException | None) -> tuple[str, str, int] | None:
