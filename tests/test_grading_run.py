@@ -166,10 +166,7 @@ def test_no_process_is_left_afterwards(graded):
     assert not left
 
 
-def test_learners_share_no_network_and_make_no_namespaces(graded):
-    told = [printed(graded[1], f"hostile_{name}") for name in ("meets_others", "looks_around")]
-    networks = [text.split("NETWORK ")[1].splitlines()[0] for text in told]
-    assert len({*networks, os.readlink("/proc/self/ns/net")}) == 3
+def test_no_namespaces_are_made_inside(graded):
     assert "MADE A USER NAMESPACE False" in printed(graded[1], "hostile_makes_namespaces")
 
 

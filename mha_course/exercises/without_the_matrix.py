@@ -922,10 +922,10 @@ def lse_is_enough(inputs, value):
     return None
 
 
-LONG = {"N": 1, "H": 1, "L": 6144, "S": 6144, "block_size": 512}  # the whole matrix has 288 MiB, a tile 2 MiB
+LONG = {"N": 1, "H": 1, "L": 4096, "S": 4096, "block_size": 512}  # the whole matrix has 128 MiB, a tile 2 MiB
 FLASH_FORWARD = Exercise(
     name="flash_forward",
-    large=Case("L = S = 6144", lambda draw: draw_tiles(draw, **LONG), gradients=False),
+    large=Case("L = S = 4096", lambda draw: draw_tiles(draw, **LONG), gradients=False),
     number="8.3",
     reference=reference.flash_forward,
     returns=("output (N, H, L, Dv)", "lse (N, H, L)"),
@@ -1414,7 +1414,7 @@ FLASH_BACKWARD = Exercise(
     name="flash_backward",
     number="8.4",
     reference=reference.flash_backward,
-    large=Case("L = S = 6144", lambda draw: draw_backward(draw, how=by_tiles, **LONG)),
+    large=Case("L = S = 4096", lambda draw: draw_backward(draw, how=by_tiles, **LONG)),
     returns=("grad_q (N, H, L, D)", "grad_k (N, H, S, D)", "grad_v (N, H, S, Dv)"),
     assemble=backward_with,
     differentiable=False,

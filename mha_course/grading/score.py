@@ -472,7 +472,7 @@ def _examined(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
 
 def _examined_for_memory(exercise: Exercise, answer: RemoteAnswer, seed: int) -> Report:
     """The report on `Exercise.large`, asked of a process that has no memory to do it all at once."""
-    large = replace(exercise, cases=(exercise.large,), device_safe=False)
+    large = replace(exercise, cases=(exercise.large,), device_safe=False, seconds=60)
     report = examine(large, answer, seed, diagnosing=False)
     if report.status == Status.BROKEN:
         return _trouble(exercise.name, report.details["why"])

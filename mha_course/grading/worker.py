@@ -41,8 +41,9 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_S
     36,
     38,
 )
-LEAN = 160 << 20, 280 << 20  # bytes of its own, and of all that it maps, where memory is what is asked for
+LEAN = 80 << 20, 112 << 20  # bytes of its own, and of all that it maps, where memory is what is asked for
 LOW = 200 << 20  # bytes: when the machine has no more left, who holds much is ended, and soon everybody
+_used: list[int] = []  # pages, as in /proc/self/statm; a forked process begins with as many
 PATIENCE = 12  # looks, four a second
 TEXT_LIMIT = 20_000  # characters of one cell's output, for each stream and each value
 PICTURES = 6  # of one cell
@@ -184,6 +185,9 @@ def _as_it_is(model: Any = None, **_settings: Any) -> Any:
 
 def _fork(control: socket.socket, channel: int, settings: dict, request: dict) -> tuple[int | None, str]:
     """Fork the keeper of a learner's process. Gives its pid, or why it could not be confined."""
+    global _used
+    with contextlib.suppress(OSError):  # here, as learners' processes may have no /proc
+        _used = [int(number) for number in Path("/proc/self/statm").read_text().split()]
     ready, tell = os.pipe()
     pid = os.fork()
     if pid:
@@ -483,11 +487,12 @@ def serve(channel: socket.socket) -> None:
 
 
 def _be_lean() -> None:
-    """From now on little more memory than is in use. Nobody can take that back, and whoever starts a process shares it."""
+    """From now on little more memory than before the first cell. Nobody can take that back."""
     import resource
 
-    pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
-    for limit, used, more in (("RLIMIT_DATA", pages[5], LEAN[0]), ("RLIMIT_AS", pages[0], LEAN[1])):
+    if not _used:
+        return
+    for limit, used, more in (("RLIMIT_DATA", _used[5], LEAN[0]), ("RLIMIT_AS", _used[0], LEAN[1])):
         bytes_ = used * os.sysconf("SC_PAGE_SIZE") + more
         resource.setrlimit(getattr(resource, limit), (bytes_, bytes_))
 
