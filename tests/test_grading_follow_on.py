@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 
 import pytest
 
 from mha_course import exercises, lessons
-from mha_course.grading import lending, run, sandbox
+from mha_course.grading import command, lending, run, sandbox
 from mha_course.grading.run import Options, grade
 
 LESSON = "01_one_head"
@@ -153,6 +154,13 @@ def test_a_course_may_give_a_share_of_the_points(tmp_path, share):
     assert result.scores == {LESSON: [POINTS - 2 - (1 - share) * 8, POINTS]}
 
 
+@pytest.mark.parametrize("text", ["1.5", "-0.1", "half", "nan", "inf"])
+def test_a_share_is_a_number_from_0_to_1(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 1"):
+        command.share(text)
+    assert command.share("0.5") == 0.5
+
+
 @pytest.mark.parametrize("name", [e.name for lesson in exercises.lessons() for e in lesson.exercises])
 def test_no_answer_comes_along_with_what_it_builds_on(name):
     exercise = exercises.find(name)
@@ -173,14 +181,16 @@ SHARED = """
 import mmap
 def flash_forward(q, k, v, block_size, may_attend=None):
     shape = (*q.shape[:-1], k.shape[-2])
-    size = torch.Size(shape).numel()
-    room = mmap.mmap(-1, size * q.element_size())
-    scores = torch.frombuffer(room, dtype=q.dtype).reshape(shape)
-    torch.matmul(q / q.shape[-1] ** 0.5, k.mT, out=scores)
+    if q.is_cuda:
+        scores = q.new_empty(shape)
+    else:
+        room = mmap.mmap(-1, torch.Size(shape).numel() * q.element_size())
+        scores = torch.frombuffer(room, dtype=q.dtype).reshape(shape)
+    scores.copy_(q / q.shape[-1] ** 0.5 @ k.mT) if q.is_cuda else torch.matmul(q / q.shape[-1] ** 0.5, k.mT, out=scores)
     if may_attend is not None:
         scores.masked_fill_(~may_attend, -torch.inf)
-    lse = torch.logsumexp(scores[..., :0], -1) if size == 0 else scores.amax(-1)
-    safe = lse.masked_fill(lse == -torch.inf, 0.0)
+    largest = scores.amax(-1)
+    safe = largest.masked_fill(largest == -torch.inf, 0.0)
     scores.sub_(safe.unsqueeze(-1)).exp_()
     total = scores.sum(-1)
     return scores @ v / total.masked_fill(total == 0, 1.0).unsqueeze(-1), safe + total.log()

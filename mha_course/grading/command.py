@@ -50,12 +50,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--follow-on",
-        type=float,
+        type=share,
         default=1.0,
         metavar="SHARE",
         help="of its points for an answer that fails only because an earlier one does, 0 to 1 (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: give a number from 0 to 1")
+    return number
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
             require_sandbox=args.require_sandbox,
             db_url=args.db,
             scheduler=args.scheduler,
-            follow_on=min(max(args.follow_on, 0.0), 1.0),
+            follow_on=args.follow_on,
             limits=limits,
         )
         warn_about_isolation()

@@ -63,7 +63,7 @@ class Process:
             quiet: outputs are not kept; nothing is drawn.
             pictures: the course's own pictures are drawn; else their alt text stands there.
             lent: functions of the loan that take the place of the learner's.
-            lean: there is no memory to spare, see `sandbox.Limits`.
+            lean: there is no memory to spare (see `worker.LEAN`).
 
         Raises:
             Died: see there.
