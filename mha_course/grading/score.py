@@ -362,16 +362,15 @@ class _Run:
 
     def _note_with_lent(self, name: str, report: Report, lent: tuple[str, ...]) -> None:
         """What became of an answer with the reference in place of earlier ones that are wrong in themselves."""
-        before = self.found.get(name)
         if report.status == Status.RIGHT:
             self.found[name] = replace(report, details={"after": list(lent)})
-        elif report.status == Status.WRONG and report.cause not in ("borrowed", "too slow"):
-            if before is None or report.card != before.card:  # else it does not call them
-                are = "is" if len(lent) == 1 else "are"
-                line = f"{' and '.join(lent)}, which it calls, {are} not right either."
-                self.found[name] = replace(
-                    report, card=replace(report.card, lines=(*report.card.lines, line))
-                )
+        elif report.status != Status.WRONG or report.cause in ("borrowed", "too slow"):
+            return
+        elif report.card != self.found[name].card:  # else it does not call them
+            line = (
+                f"{' and '.join(lent)}, which it calls, {'is' if len(lent) == 1 else 'are'} not right either."
+            )
+            self.found[name] = replace(report, card=replace(report.card, lines=(*report.card.lines, line)))
 
     # ----------------------------------------------------------------------------- writing it up
 
