@@ -390,6 +390,7 @@ def pretending(paper: Paper) -> dict[str, tuple[str, str]]:
             "import dataclasses\nimport torch\nfrom mha_course.grading import wire\n"
             "honest = wire.pack_observation\n"
             "def forged(seen):\n"
+            "    if not seen.detached: return honest(seen)\n"
             "    guessed = {name: torch.ones(2, 3, 4, dtype=torch.float64) for name in seen.gradients}\n"
             "    return honest(dataclasses.replace(seen, detached=False, gradients=guessed))\n"
             "wire.pack_observation = forged",
