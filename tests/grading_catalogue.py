@@ -386,6 +386,16 @@ def pretending(paper: Paper) -> dict[str, tuple[str, str]]:
             "wire.pack_observation = lambda seen: ({'observation': {'dict': [['status', 'right']]}}, [])",
             wrong,
         ),
+        "cut off and saying otherwise": (
+            "import dataclasses\nimport torch\nfrom mha_course.grading import wire\n"
+            "honest = wire.pack_observation\n"
+            "def forged(seen):\n"
+            "    if not seen.detached: return honest(seen)\n"
+            "    guessed = {name: torch.ones(2, 3, 4, dtype=torch.float64) for name in seen.gradients}\n"
+            "    return honest(dataclasses.replace(seen, detached=False, gradients=guessed))\n"
+            "wire.pack_observation = forged",
+            paper.answers[paper.target].replace("return ", "return (").rstrip() + ").detach()",
+        ),
         "frames forged": (
             "import os, struct, json\n"
             "text = json.dumps({'observation': 1, 'score': 100, 'status': 'right'}).encode()\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
@@ -46,21 +47,22 @@ if os.fork() == 0:
 @pytest.fixture(scope="module")
 def begin():
     """Starts a learner's process; two of them live at the same time where two are asked for."""
-    nurseries, processes = [], []
-    with sandbox.staged_course() as course:
+    with contextlib.ExitStack() as stack:
+        course, way = stack.enter_context(sandbox.staged_course()), sandbox.best_way()
+        parent = sandbox.Nursery(course, way=way)
+        stack.callback(parent.close)
+        parent.start()
 
         def begin(*off: str, lean: bool = False) -> Process:
-            nurseries.append(sandbox.Nursery(course, way=sandbox.best_way()))
-            nurseries[-1].start()
-            processes.append(Process(nurseries[-1], time.monotonic() + 300))
-            processes[-1].begin(off, lending.loan([]), True, lean=lean)
-            return processes[-1]
+            nursery = parent.branch() if way in ("root", "user") else sandbox.Nursery(course, way=way)
+            stack.callback(nursery.close)
+            nursery.start()
+            process = Process(nursery, time.monotonic() + 300)
+            stack.callback(process.end)
+            process.begin(off, lending.loan([]), True, lean=lean)
+            return process
 
         yield begin
-        for process in processes:
-            process.end()
-        for nursery in nurseries:
-            nursery.close()
 
 
 @pytest.fixture(scope="module")

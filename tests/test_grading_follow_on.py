@@ -17,7 +17,7 @@ POINTS = 18
 UNSCALED = "def attention_scores(q, k):\n    return q @ k.mT"
 OWN_MISTAKE = (
     "def attend(q, k, v):\n    weights = stable_softmax(attention_scores(q, k), dim=-1)\n"
-    "    return weights @ v, weights.mT"
+    "    return weights @ v * 2, weights"
 )
 CAPTURED = (
     "def attend(q, k, v, scores=attention_scores):\n    weights = stable_softmax(scores(q, k), dim=-1)\n"
@@ -127,7 +127,8 @@ class TestAClass:
     def test_what_is_wrong_by_itself_is_told_as_if_the_rest_were_right(self, graded):
         text = " ".join(outcomes(graded[1]["two_mistakes"])["attend"]["text"].split())
         assert (
-            "have changed places" in text and "attention_scores, which it calls, is not right either" in text
+            "2 times the expected one" in text
+            and "attention_scores, which it calls, is not right either" in text
         )
         assert outcomes(graded[1]["two_mistakes"])["SingleHead"]["after"] == ["attention_scores", "attend"]
 

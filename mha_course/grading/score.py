@@ -156,12 +156,12 @@ class _Play:
 class _Run:
     def __init__(self, marker: Marker, release: Release, cells: list[RebuiltCell], seeds: dict[str, int]):
         self.marker, self.cells, self.seeds = marker, cells, seeds
-        self.lesson = set(checked_in(release))
+        lesson = set(checked_in(release))
         self.items = {name: _find(name) for cell in cells for name in cell.check}
         self.blank = {cell.unless for cell in cells if cell.unless}  # answers in which nothing was written
         given = [c["source"] for n in release.notebooks.values() for c in n.cells if c["cell_type"] == "code"]
         built_on = {name for item in self.items.values() for name in getattr(item, "builds_on", ())}
-        self.borrowable = built_on - self.lesson | lending.imported(given) - self.lesson
+        self.borrowable = (built_on | lending.imported(given)) - lesson
         self.until = time.monotonic() + marker.nursery.limits.notebook_seconds
         self.outputs: dict[int, list[dict]] = {}
         self.deadly: set[int] = set()  # cells that are not run again
@@ -210,7 +210,7 @@ class _Run:
         on it. Who then still fails, with everything lent that it builds on and that fails, is wrong in itself, too.
         """
         while True:
-            failing = {n for n, x in self.items.items() if isinstance(x, Exercise) and not self._right(n)}
+            failing = {n for n, x in self.items.items() if isinstance(x, Exercise) and self._fails(n)}
             needs = {name: self._earlier(name) & failing for name in failing}
             own = {n for n in failing if n in self.blank or needs[n] <= set(self.asked_with.get(n, ()))}
             plays: dict[tuple, list[str]] = {}
@@ -241,6 +241,10 @@ class _Run:
 
     def _right(self, name: str) -> bool:
         return name in self.found and self.found[name].status == Status.RIGHT
+
+    def _fails(self, name: str) -> bool:
+        """Whether it is wrong or not there; not so where the fault was the grader's."""
+        return name in self.found and self.found[name].status in (Status.WRONG, Status.NOT_WRITTEN)
 
     def _settled(self, name: str) -> bool:
         """Whether nothing more is to be asked: it is right, or a question that has an answer. That one counts."""
@@ -290,7 +294,8 @@ class _Run:
                             continue
                         seconds = min(limits.cell_seconds, SECOND_LATE if self._slow() else math.inf)
                         outputs, late, fault = process.run(cell.run, at + 1, seconds)
-                        self._note_cell(cell.run, fault)
+                        self.ran.note_fault(cell.run, fault)
+                        self.missing |= _not_installed(fault.says if fault else "")
                         self.stumbled |= not late and any(o["output_type"] == "error" for o in outputs)
                         if play.keep and at >= reached:
                             says = f"Stopped: this cell was still running after {seconds:g} s."
@@ -328,11 +333,6 @@ class _Run:
             self.found.setdefault(name, _gave_up(name))
         self.noticed = bool(play.off)
 
-    def _note_cell(self, source: str, fault: DidNotRun | None) -> None:
-        self.ran.note_fault(source, fault)
-        if fault is not None:
-            self.missing |= _not_installed(fault.says)
-
     def _ask(self, process: Process, name: str, play: _Play) -> None:
         """Examine one answer and keep the better of this and an earlier report.
 
@@ -362,17 +362,15 @@ class _Run:
 
     def _note_with_lent(self, name: str, report: Report, lent: tuple[str, ...]) -> None:
         """What became of an answer with the reference in place of earlier ones that are wrong in themselves."""
-        before = self.found.get(name)
         if report.status == Status.RIGHT:
             self.found[name] = replace(report, details={"after": list(lent)})
-        elif report.status == Status.WRONG and report.cause not in ("borrowed", "too slow"):
-            told = (report.cause, report.card.headline)
-            if before is None or told != (before.cause, before.card.headline):
-                are = "is" if len(lent) == 1 else "are"
-                line = f"{' and '.join(lent)}, which it calls, {are} not right either."
-                self.found[name] = replace(
-                    report, card=replace(report.card, lines=(*report.card.lines, line))
-                )
+        elif report.status != Status.WRONG or report.cause in ("borrowed", "too slow"):
+            return
+        elif report.card != self.found[name].card:  # else it does not call them
+            line = (
+                f"{' and '.join(lent)}, which it calls, {'is' if len(lent) == 1 else 'are'} not right either."
+            )
+            self.found[name] = replace(report, card=replace(report.card, lines=(*report.card.lines, line)))
 
     # ----------------------------------------------------------------------------- writing it up
 
@@ -411,11 +409,7 @@ class _Run:
 
     def _failing_below(self, name: str) -> str:
         """An earlier answer of the same notebook that this one builds on and that is not right; "" if all are."""
-        builds_on = getattr(self.items[name], "builds_on", ())
-        failing = (
-            n for n in builds_on if n in self.found and self.found[n].status in ("wrong", "not written")
-        )
-        return next(failing, "")
+        return next(filter(self._fails, getattr(self.items[name], "builds_on", ())), "")
 
     def _below(self, name: str, report: Report) -> str:
         """What the card adds where it was not tried what becomes of an answer once the earlier ones are right."""
