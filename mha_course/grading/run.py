@@ -28,6 +28,7 @@ from .intake import (
     Release,
     SetAside,
     Submission,
+    handed_in_at,
     listing,
     name_trouble,
     printable,
@@ -170,9 +171,17 @@ def read_one(job: Job, release: Release) -> tuple[dict, Submission | None]:
     try:
         submission = read_submission(job.folder, release)
     except SetAside as error:
-        return {**result, "status": "set aside", "reason": str(error)}, None
+        result.update(status="set aside", reason=str(error), timestamp=_when(job.folder))
+        return result, None
     result.update(repairs=list(dict.fromkeys(submission.repairs))[:50], timestamp=submission.timestamp)
     return result, submission
+
+
+def _when(folder: Path) -> str | None:
+    """When a submission that cannot be read was handed in, if that can be told."""
+    with contextlib.suppress(OSError):
+        return handed_in_at(folder, [])
+    return None
 
 
 class Grader:

@@ -12,6 +12,8 @@ import contextlib
 import errno
 import html
 import os
+import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -39,7 +41,7 @@ from traitlets.config import Config, PyFileConfigLoader
 
 from mha_course.building import quiet_log
 
-from .intake import Release, is_answer, is_graded, is_task, marks
+from .intake import Release, SetAside, handed_in_at, is_answer, is_graded, is_task, marks, read_file
 from .records import CannotWrite, Records, Result, keep
 
 HERE = Path(__file__).resolve().parents[2]
@@ -184,6 +186,8 @@ class Writer(Records):
     def _pages_missing(self, student: str) -> bool:
         pages = Path(self.course.format_path(self.course.feedback_directory, student, self.release.lesson))
         with contextlib.suppress(OSError):  # what cannot be looked at cannot be made
+            if not all((pages / name).exists() for name in EXCHANGE):
+                return self.autograded(student).is_dir()
             for notebook in self.autograded(student).glob("*.ipynb"):
                 page = pages / f"{notebook.stem}.html"
                 if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
@@ -191,6 +195,9 @@ class Writer(Records):
         return False
 
     # ------------------------------------------------------------------------------ autograded/
+
+    def submitted(self, student: str) -> Path:
+        return Path(self.course.format_path(self.course.submitted_directory, student, self.release.lesson))
 
     def autograded(self, student: str) -> Path:
         return Path(self.course.format_path(self.course.autograded_directory, student, self.release.lesson))
@@ -219,8 +226,8 @@ class Writer(Records):
         for name in self.release.files:
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(released / name, made / name)
-        if result.timestamp:
-            (made / "timestamp.txt").write_text(result.timestamp)
+        for name, text in exchange_files(self.submitted(result.student)).items():
+            (made / name).write_text(text)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             os.replace(target, work / "old")
@@ -290,6 +297,26 @@ class Writer(Records):
                 notebook.late_submission_penalty = assigner._check_late_penalty(notebook, penalty)
 
 
+def exchange_files(folder: Path) -> dict[str, str]:
+    """What nbgrader's exchange left beside a submission, and needs to give feedback back: texts by file name.
+
+    A submission that came another way has neither; it gets a secret that nobody knows, because
+    `nbgrader release_feedback` stops for everybody where one is missing.
+
+    Args:
+        folder: where the submission is.
+    """
+    when, secret = None, ""
+    with contextlib.suppress(OSError):
+        when = handed_in_at(folder, [])
+    with contextlib.suppress(OSError, SetAside):
+        secret = read_file(folder / "submission_secret.txt", 1_000).decode("ascii", "replace")
+    if not re.fullmatch(r"[0-9a-f]{32,}\s*", secret):
+        secret = secrets.token_hex(64)
+    return {"timestamp.txt": when or "", "submission_secret.txt": secret}
+
+
+EXCHANGE = ("timestamp.txt", "submission_secret.txt")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -369,9 +396,12 @@ class FeedbackMaker:
 
     def make(self, student: str) -> list[Path]:
         """Write a learner's pages; gives their paths."""
+        submitted = Path(self.course.format_path(self.course.submitted_directory, student, self.lesson))
         source = Path(self.course.format_path(self.course.autograded_directory, student, self.lesson))
         target = Path(self.course.format_path(self.course.feedback_directory, student, self.lesson))
         target.mkdir(parents=True, exist_ok=True)
+        for name, text in exchange_files(submitted).items():
+            (target / name).write_text(text)
         made = []
         for path in sorted(source.glob("*.ipynb")):
             resources = {
