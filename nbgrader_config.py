@@ -107,3 +107,12 @@ with contextlib.suppress(ImportError):  # the course's package is not in this en
     from mha_course.nbgrader_steps import summarise_validation
 
     summarise_validation()
+
+# Pages that nbgrader itself makes of submissions (formgrader, generate_feedback): what learners wrote is made harmless
+# there, too, and what another notebook program left in the file does not end in an error.
+c.HTMLExporter.sanitize_html = True
+c.HTMLExporter.filters = {
+    "clean_html": "mha_course.grading.safe_html.clean",
+    "markdown2html": "mha_course.grading.safe_html.markdown",
+}
+c.HTMLExporter.preprocessors = ["mha_course.nbgrader_steps.LeaveOutWidgets"]

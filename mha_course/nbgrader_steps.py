@@ -48,6 +48,21 @@ class Settle(NbGraderPreprocessor):
         return nb, resources
 
 
+class LeaveOutWidgets(NbGraderPreprocessor):
+    """Before a page is made: leave out what only a running kernel can show.
+
+    Colab writes ``metadata.widgets`` in a form of its own, over which nbconvert stumbles (``KeyError: 'state'``).
+    """
+
+    def preprocess(self, nb, resources):
+        nb.metadata.pop("widgets", None)
+        for cell in nb.cells:
+            for output in cell.get("outputs", []):
+                for kind in [kind for kind in output.get("data", {}) if "widget" in kind]:
+                    del output["data"][kind]
+        return nb, resources
+
+
 class RestoreCells(NbGraderPreprocessor):
     """Bring a submission's marked cells back to what was released, whatever happened to them.
 

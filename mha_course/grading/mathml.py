@@ -13,38 +13,18 @@ LONGEST = 2_000  # characters of a formula
 DEEPEST = 30  # braces in braces
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
-_GREEK = dict(
-    zip(
-        "alpha beta gamma delta epsilon varepsilon theta lambda mu nu xi pi rho sigma tau phi varphi chi psi omega "
-        "eta kappa zeta Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla".split(),
-        "αβγδϵεθλμνξπρστϕφχψωηκζΓΔΘΛΠΣΦΨΩℓ∞∂∇",
-    )
-)
-_SIGNS = {
-    **{"cdot": "⋅", "times": "×", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠"},
-    **{"approx": "≈", "in": "∈", "to": "→", "rightarrow": "→", "longrightarrow": "⟶", "Rightarrow": "⇒"},
-    **{"leftarrow": "←", "mapsto": "↦", "top": "⊤", "dots": "…", "ldots": "…", "cdots": "⋯", "circ": "∘"},
-    **{"odot": "⊙", "otimes": "⊗", "pm": "±", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉"},
-    **{
-        "mid": "∣",
-        "sim": "∼",
-        "ll": "≪",
-        "gg": "≫",
-        "propto": "∝",
-        "forall": "∀",
-        "equiv": "≡",
-        "lbrace": "{",
-    },
-    **{"rbrace": "}", "langle": "⟨", "rangle": "⟩", "sum": "∑", "prod": "∏", "int": "∫", "Vert": "‖"},
-    **{sign: sign for sign in "{}_%#$&"},
-    "|": "‖",
-}
+_LETTERS = """alpha beta gamma delta epsilon varepsilon theta lambda mu nu xi pi rho sigma tau phi varphi chi psi omega
+eta kappa zeta Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla"""
+_GREEK = dict(zip(_LETTERS.split(), "αβγδϵεθλμνξπρστϕφχψωηκζΓΔΘΛΠΣΦΨΩℓ∞∂∇", strict=True))
+_NAMES = """cdot times le leq ge geq ne neq approx in to rightarrow longrightarrow Rightarrow leftarrow mapsto top dots
+ldots cdots circ odot otimes pm lfloor rfloor lceil rceil mid sim ll gg propto forall equiv lbrace rbrace langle rangle
+sum prod int Vert | { } _ % # $ &"""
+_SIGNS = dict(zip(_NAMES.split(), "⋅×≤≤≥≥≠≠≈∈→→⟶⇒←↦⊤……⋯∘⊙⊗±⌊⌋⌈⌉∣∼≪≫∝∀≡{}⟨⟩∑∏∫‖‖{}_%#$&", strict=True))
 _FUNCTIONS = {"max", "min", "exp", "log", "ln", "sin", "cos", "tan", "tanh", "lim", "arg", "det", "dim"}
 _SPACES = {",": 0.17, ":": 0.22, ";": 0.28, " ": 0.33, "quad": 1, "qquad": 2, "!": -0.17}
-_TEXTS = {
-    **{"text": "", "textrm": "", "mathrm": "", "operatorname": "", "mathit": ""},
-    **{"textbf": "font-weight:bold", "mathbf": "font-weight:bold", "texttt": "font-family:monospace"},
-}
+_BOLD, _TYPED = "font-weight:bold", "font-family:monospace"
+_TEXTS = dict.fromkeys(("text", "textrm", "mathrm", "operatorname", "mathit"), "")
+_TEXTS |= {"textbf": _BOLD, "mathbf": _BOLD, "texttt": _TYPED}
 _BIG = {f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")}
 _ABOVE = {"hat": "^", "bar": "¯", "overline": "‾", "tilde": "~", "vec": "→"}
 _FENCES = {

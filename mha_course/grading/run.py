@@ -232,11 +232,11 @@ class Grader:
         raise AssertionError("not reached")
 
     def _page(self, student: str) -> None:
-        from . import writer
+        from . import pages, writer
 
         if self.pages is None:
             config = writer.course_config(self.options.root, self.options.db_url)
-            self.pages = writer.FeedbackMaker(self.release.lesson, config)
+            self.pages = pages.FeedbackMaker(self.release.lesson, config)
         self.pages.make(student)
 
     def close(self) -> None:

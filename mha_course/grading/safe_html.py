@@ -22,22 +22,18 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from .mathml import mathml
 
-TAGS = set(
-    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li "
-    "mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr tt u ul".split()
-)
+_NAMES = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
+li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr tt u ul"""
+_STYLES = """background background-color border border-bottom border-collapse border-left border-radius border-right
+border-top color display flex-wrap font-family font-size font-style font-weight gap line-height margin margin-bottom
+margin-left margin-right margin-top max-width overflow-x padding text-align vertical-align white-space"""
+TAGS = set(_NAMES.split())
 SIZES = {
-    "td": {"colspan", "rowspan"},
-    "th": {"colspan", "rowspan", "scope"},
-    "ol": {"start"},
-    "details": {"open"},
+    "td": ("colspan", "rowspan"),
+    "th": ("colspan", "rowspan", "scope"),
+    "ol": ("start",),
+    "details": ("open",),
 }
-STYLES = set(
-    "background background-color border border-bottom border-collapse border-left border-radius border-right "
-    "border-top color display flex-wrap font-family font-size font-style font-weight gap line-height margin "
-    "margin-bottom margin-left margin-right margin-top max-width overflow-x padding text-align vertical-align "
-    "white-space".split()
-)
 BAD_STYLE = re.compile(
     r"(?i)url|image|expression|\\|/\*|@|[:\s]-"
 )  # what fetches, hides itself, or moves over others
@@ -147,7 +143,7 @@ def _cleaner() -> Cleaner:
         tags=TAGS,
         attributes=_allowed,
         protocols={"http", "https", "mailto", "data"},  # data: for pictures alone, see `_allowed`
-        css_sanitizer=CSSSanitizer(allowed_css_properties=STYLES),
+        css_sanitizer=CSSSanitizer(allowed_css_properties=_STYLES.split()),
         filters=[_OurOwn, _NoDataLinks],
     )
 

@@ -3,14 +3,13 @@
 For every submission: first the result is kept in a file of its own (`pending`), then the autograded folder is
 put in place, then the gradebook is changed in one transaction, then the result becomes the log (`done`). Each
 step can be done again without harm, so a run that was interrupted anywhere is carried on by the next one.
-Where results are kept: see `records`. Feedback pages are made afterwards, by other processes (`FeedbackMaker`).
+Where results are kept: see `records`. Feedback pages are made afterwards, by other processes (`pages`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import html
 import os
 import re
 import secrets
@@ -23,10 +22,8 @@ from typing import Any
 from unittest import mock
 
 import nbformat
-from jinja2 import pass_context
 from nbgrader import utils
 from nbgrader.api import Gradebook, MissingEntry
-from nbgrader.converters import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, SaveAutoGrades, SaveCells
 from sqlalchemy.exc import (
@@ -41,7 +38,17 @@ from traitlets.config import Config, PyFileConfigLoader
 
 from mha_course.building import quiet_log
 
-from .intake import Release, SetAside, handed_in_at, is_answer, is_graded, is_task, marks, read_file
+from .intake import (
+    Release,
+    SetAside,
+    handed_in_at,
+    is_answer,
+    is_graded,
+    is_task,
+    marks,
+    printable,
+    read_file,
+)
 from .records import CannotWrite, Records, Result, keep
 
 HERE = Path(__file__).resolve().parents[2]
@@ -212,9 +219,10 @@ class Writer(Records):
             if stem in result.notebooks:
                 content = {"cells": result.notebooks[stem]["cells"], "metadata": notebook.metadata}
             elif result.status != "graded":
+                mark = {"status": result.status, "reason": printable(result.reason, 500)}
                 content = {
                     "cells": [_reason_cell(result), *_plain(notebook.cells)],
-                    "metadata": notebook.metadata,
+                    "metadata": {**notebook.metadata, "mha_course": mark},
                 }
             else:
                 continue
@@ -351,79 +359,3 @@ def _reason_cell(result: Result) -> dict:
     )
     says = f"**This submission {what}.** {harmless_markdown(result.reason)}\n\nThe cells below are those that were handed out."
     return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
-
-
-# ------------------------------------------------------------------------------------- feedback/
-
-COLOURED = 20_000  # characters of a cell
-LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
-DRAWN = 50_000  # characters of a cell's prose
-WHOLE = 200_000  # characters of a page that are coloured or drawn; the longest lesson has a quarter of that
-
-
-class FeedbackMaker:
-    """Makes nbgrader's feedback pages, one learner at a time. What is in a page may take it any time and memory."""
-
-    def __init__(self, lesson: str, config: Config):
-        from nbconvert.writers import FilesWriter
-
-        log, _ = quiet_log()
-        self.lesson = lesson
-        self.course = CourseDirectory(config=config, log=log)
-        self.maker = GenerateFeedback(coursedir=self.course, config=config, log=log)
-        self.maker.writer = FilesWriter(parent=self.maker, config=self.maker.config)
-        self.maker.exporter = self.maker.exporter_class(parent=self.maker, config=self.maker.config)
-        for step in self.maker.preprocessors:
-            self.maker.exporter.register_preprocessor(step)
-        from nbconvert.filters.highlight import Highlight2HTML
-
-        coloured, drawn = Highlight2HTML(pygments_lexer="ipython3"), self.maker.exporter.markdown2html
-
-        def code(source: str, *args: Any, **named: Any) -> str:
-            self.room -= len(source)
-            short = len(source) <= COLOURED and max(map(len, source.splitlines()), default=0) <= LINE
-            return coloured(source, *args, **named) if short and self.room >= 0 else as_it_is(source)
-
-        @pass_context
-        def prose(context: Any, source: str) -> str:
-            self.room -= len(source)
-            return drawn(context, source) if len(source) <= DRAWN and self.room >= 0 else as_it_is(source)
-
-        self.maker.exporter.filters = {"highlight_code": code}
-        self.maker.exporter.register_filter("markdown2html", prose)
-        # For links as notebooks had them before 2014; it takes time with the square of a text's length.
-        self.maker.exporter.register_filter("strip_files_prefix", lambda page: page)
-
-    def make(self, student: str) -> list[Path]:
-        """Write a learner's pages; gives their paths."""
-        submitted = Path(self.course.format_path(self.course.submitted_directory, student, self.lesson))
-        source = Path(self.course.format_path(self.course.autograded_directory, student, self.lesson))
-        target = Path(self.course.format_path(self.course.feedback_directory, student, self.lesson))
-        target.mkdir(parents=True, exist_ok=True)
-        for name, text in exchange_files(submitted).items():
-            (target / name).write_text(text)
-        made = []
-        for path in sorted(source.glob("*.ipynb")):
-            resources = {
-                "unique_key": path.stem,
-                "output_files_dir": f"{path.stem}_files",
-                "nbgrader": {
-                    "student": student,
-                    "assignment": self.lesson,
-                    "notebook": path.stem,
-                    "db_url": self.course.db_url,
-                },
-            }
-            self.room = WHOLE
-            page, _ = self.maker.exporter.from_filename(str(path), resources=resources)
-            partial = target / f".{path.stem}.partial"
-            partial.write_text(page, encoding="utf-8")
-            os.replace(partial, target / f"{path.stem}.html")
-            made.append(target / f"{path.stem}.html")
-        return made
-
-
-def as_it_is(source: str) -> str:
-    """A text for a page, neither coloured nor laid out; a very long one is cut."""
-    rest = "" if len(source) <= DRAWN else f"\n… and {len(source) - DRAWN} more characters"
-    return f'<div class="highlight"><pre>{html.escape(source[:DRAWN])}{rest}</pre></div>'
