@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
     if summary.stopped == "interrupted":
         return 130
     incomplete = (
-        summary.unfinished or summary.pages or any(result.status != "graded" for result in summary.results)
+        summary.unfinished or summary.pages or any(result.status != "graded" for result in summary.standing)
     )
     return 2 if incomplete else 0
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,62 @@ class Writer(Records):
             raise
         return result
 
+    def still_there(self, result: Result) -> bool:
+        """Whether the gradebook and autograded/ have what was written, whatever a person added to it since."""
+        try:
+            with reading():
+                has = _entered(self.gradebook.find_submission(self.release.lesson, result.student))
+        except MissingEntry:
+            return False
+        # a record of an earlier version does not say what was entered
+        return self._notebooks_kept(result) and result.entered in ({}, has)
+
+    def with_cells(self, result: Result) -> Result | None:
+        """A record with the cells that it has shed; ``None`` if they are not in autograded/ any more."""
+        if not self._notebooks_kept(result):
+            return None if result.notebooks else result
+        for stem, marked in result.notebooks.items():
+            path = self.autograded(result.student) / f"{stem}.ipynb"
+            marked["cells"] = nbformat.read(path, as_version=4)["cells"]
+        return result
+
+    def _notebooks_kept(self, result: Result) -> bool:
+        folder = self.autograded(result.student)
+        try:
+            kept = {
+                stem: (folder / f"{stem}.ipynb").read_bytes() for stem in result.written or result.notebooks
+            }
+        except OSError:
+            return False
+        return not result.written or result.written == {
+            stem: hashlib.sha256(text).hexdigest() for stem, text in kept.items()
+        }
+
+    def look_around(self, results: list[Result]) -> tuple[list[str], str, dict[str, dict[str, float]]]:
+        """What the gradebook says of a class. The results get the scores that are there now.
+
+        Returns:
+            everybody who is in it; when the lesson is due ("": it is not said); who was late, by how many "seconds",
+            and the "penalty".
+        """
+        with reading():
+            self.gradebook.db.expire_all()
+            assignment = self.gradebook.find_assignment(self.release.lesson)
+            submissions = {submission.student.id: submission for submission in assignment.submissions}
+            for result in results:
+                if result.student in submissions:
+                    result.scores = _scores(submissions[result.student])
+            late = {
+                student: {
+                    "seconds": one.total_seconds_late,
+                    "penalty": float(one.late_submission_penalty or 0),
+                }
+                for student, one in submissions.items()
+                if one.total_seconds_late > 0
+            }
+            due = f"{assignment.duedate} UTC" if assignment.duedate else ""
+            return sorted(student.id for student in self.gradebook.students), due, late
+
     def pages_missing(self, students: Iterable[str]) -> list[str]:
         """Who has no feedback page of the marks that are written."""
         return [student for student in students if self._pages_missing(student)]
@@ -228,8 +285,10 @@ class Writer(Records):
                 continue
             node = nbformat.from_dict({**content, "nbformat": 4, "nbformat_minor": 5})
             path = made / f"{stem}.ipynb"
-            path.write_text(nbformat.writes(node) + "\n", encoding="utf-8")
+            text = (nbformat.writes(node) + "\n").encode()
+            path.write_bytes(text)
             path.chmod(0o444)
+            result.written[stem] = hashlib.sha256(text).hexdigest()
         released = self.root / "notebooks" / self.release.lesson
         for name in self.release.files:
             (made / name).parent.mkdir(parents=True, exist_ok=True)
@@ -266,13 +325,10 @@ class Writer(Records):
                         grade.needs_manual_grade = by_hand or grade.manual_score is not None
             session.flush()
             session.expire_all()
-            scores = {}
             for notebook in submission.notebooks:
                 self._penalise(submission, notebook)
-                scores[notebook.name] = [
-                    float(notebook.score - (notebook.late_submission_penalty or 0)),
-                    float(notebook.max_score),
-                ]
+            scores = _scores(submission)
+            result.entered = _entered(submission)
             commit()
             return scores
         finally:
@@ -303,6 +359,34 @@ class Writer(Records):
             )
             if penalty is not None:
                 notebook.late_submission_penalty = assigner._check_late_penalty(notebook, penalty)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Inside, a gradebook that cannot be read is said plainly."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise CannotWrite(f"the gradebook cannot be read: {_line(error)}") from None
+
+
+def _scores(submission: Any) -> dict[str, list[float]]:
+    """By notebook: score, the penalty taken off, and maximum."""
+    return {
+        notebook.name: [
+            float(notebook.score - (notebook.late_submission_penalty or 0)),
+            float(notebook.max_score),
+        ]
+        for notebook in submission.notebooks
+    }
+
+
+def _entered(submission: Any) -> dict[str, float | None]:
+    return {
+        f"{notebook.name} {grade.name}": grade.auto_score
+        for notebook in submission.notebooks
+        for grade in notebook.grades
+    }
 
 
 def exchange_files(folder: Path) -> dict[str, str]:
