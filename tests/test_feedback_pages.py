@@ -158,17 +158,28 @@ OURS = (
     "body header nav main math mrow mi mo mn mtext mspace mfrac msqrt msub msup msubsup mover mtable mtr mtd"
 )
 ALLOWED = {*OURS.split(), *safe_html.TAGS}
-TOLD = {"score": 1.0, "max_score": 2.0, "late_penalty": 0.0}
+NBGRADERS = {"score": 1.0, "max_score": 2.0, "late_penalty": 0.0}
 
 
-def our_page() -> str:
-    return pages.html_of(
-        hostile_notebook(real('x" onclick="RUN')),
-        real("</title>SCRIPT"),
-        real('"><img src=x onerror=RUN>'),
-        "2026",
-        TOLD,
-    )
+def told(notebook, score: float = 1.0) -> dict:
+    """What the gradebook would say of a notebook whose cells know their scores; see `writer.marks_told`."""
+    marks = [cell.metadata["nbgrader"] for cell in notebook.cells if "nbgrader" in cell.metadata]
+    scores = {mark["grade_id"]: (mark["score"], mark["points"]) for mark in marks}
+    comments = {mark["grade_id"]: mark["comment"] for mark in marks if mark.get("comment")}
+    whole = {"score": score, "most": 2.0, "penalty": 0.0, "version": "v"}
+    return {"scores": scores, "comments": comments, **whole}
+
+
+def our_page(
+    notebook=None, student: str = "Ada Lovelace", stem: str = "01_one_head", score: float = 1.0
+) -> str:
+    notebook = ordinary_notebook() if notebook is None else notebook
+    return pages.html_of(notebook, stem, student, "2026-11-20 12:00", told(notebook, score))
+
+
+def hostile_page() -> str:
+    notebook = hostile_notebook(real('x" onclick="RUN'))
+    return our_page(notebook, real('"><img src=x onerror=RUN>'), real("</title>SCRIPT"))
 
 
 def nbgraders_page(template: str) -> str:
@@ -182,7 +193,7 @@ def nbgraders_page(template: str) -> str:
     config.HTMLExporter.extra_template_paths = [str(static)]
     config.HTMLExporter.template_name = template
     told = {
-        "nbgrader": {"notebook": "n", **TOLD},
+        "nbgrader": {"notebook": "n", **NBGRADERS},
         "base_url": "",
         "submission_id": "1",
         "index": 0,
@@ -247,7 +258,7 @@ WITHOUT = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
 @pytest.mark.browser
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
 def test_nothing_that_a_learner_wrote_runs_or_fetches_in_a_page(chromium, policy):
-    html = our_page()
+    html = hostile_page()
     assert WITHOUT.search(html)
     page, asked = opened(chromium, html if policy else WITHOUT.sub("", html))
     pressed_everywhere(page)
@@ -308,7 +319,7 @@ def ordinary_notebook():
 
 
 def test_a_page_says_whose_it_is_and_names_every_exercise():
-    html = pages.html_of(ordinary_notebook(), "01_one_head", "Ada Lovelace", "2026-11-20 12:00", TOLD)
+    html = our_page()
     assert "<title>Ada Lovelace: 01 · One head</title>" in html
     assert "1.3 The look-up: attend: attend" in html.replace("</a>", "") and "✗ attend: right shape" in html
     assert "Test cell" not in html and "1 of 2 points" in html and "not yet" in html
@@ -319,7 +330,7 @@ def test_a_page_says_whose_it_is_and_names_every_exercise():
 def test_a_page_of_what_was_not_marked_says_what_to_do_and_shows_no_score(status):
     notebook = ordinary_notebook()
     notebook.metadata["mha_course"] = {"status": status, "reason": "01.ipynb: is not readable as JSON"}
-    html = pages.html_of(notebook, "01_one_head", "ada", "", {**TOLD, "score": 0.0})
+    html = our_page(notebook, score=0.0)
     assert "is not readable as JSON" in html and ("hand in" in html or "nothing for you to do" in html)
     assert "Score" not in html and "of 2 points" not in html and "0 of" not in html
 
@@ -327,7 +338,7 @@ def test_a_page_of_what_was_not_marked_says_what_to_do_and_shows_no_score(status
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_can_be_read_by_everybody(chromium, scheme):
-    html = pages.html_of(ordinary_notebook(), "01_one_head", "Ada", "2026-11-20 12:00", TOLD)
+    html = our_page()
     page, asked = opened(
         chromium, WITHOUT.sub("", html), color_scheme=scheme, viewport={"width": 500, "height": 700}
     )

@@ -295,6 +295,24 @@ def test_a_page_is_missing_until_it_is_made_and_after_new_marks(writer, root):
     assert writer.pages_missing(["ann"]) == ["ann"]
 
 
+def test_a_page_is_made_again_when_a_person_gave_points_or_wrote_a_comment(writer, root):
+    def make():
+        (page,) = pages.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+        return page.read_text()
+
+    writer.write(result_of(root, "ann", wrong=("mix",)))
+    assert "0 of 3 points" in make() and not writer.pages_missing(["ann"])
+    writer.gradebook.find_grade("check_mix", course.LESSON, course.LESSON, "ann").manual_score = 2.5
+    writer.gradebook.db.commit()
+    assert writer.pages_missing(["ann"]) == ["ann"]
+    assert "2.5 of 3 points" in make() and not writer.pages_missing(["ann"])
+    comment = writer.gradebook.find_comment("mix", course.LESSON, course.LESSON, "ann")
+    comment.manual_comment = "Nearly: look at <b>dim</b>."
+    writer.gradebook.db.commit()
+    assert writer.pages_missing(["ann"]) == ["ann"]
+    assert "Nearly: look at <b>dim</b>." in make()
+
+
 @pytest.mark.parametrize("kind", ["code", "text"])
 def test_long_texts_are_on_the_page_uncoloured_or_cut(writer, root, kind):
     result = result_of(root, "ann")

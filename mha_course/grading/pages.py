@@ -18,8 +18,8 @@ import nbformat
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from nbconvert.filters import strip_ansi
+from nbgrader.api import Gradebook
 from nbgrader.coursedir import CourseDirectory
-from nbgrader.preprocessors import GetGrades
 from traitlets.config import Config
 
 from mha_course import notebook_rules as rules
@@ -28,7 +28,7 @@ from mha_course.building import quiet_log
 from .intake import printable
 from .mathml import mathml
 from .safe_html import PICTURE, clean, from_markdown
-from .writer import exchange_files
+from .writer import exchange_files, marks_told
 
 COLOURED = 20_000  # characters of a cell
 LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
@@ -56,9 +56,9 @@ class FeedbackMaker:
     """
 
     def __init__(self, lesson: str, config: Config):
-        self.lesson, self.config = lesson, config
-        self.log, _ = quiet_log()
-        self.course = CourseDirectory(config=config, log=self.log)
+        self.lesson = lesson
+        log, _ = quiet_log()
+        self.course = CourseDirectory(config=config, log=log)
 
     def make(self, student: str) -> list[Path]:
         """Write a learner's pages; gives their paths."""
@@ -85,35 +85,28 @@ class FeedbackMaker:
 
     def page(self, path: Path, student: str, handed_in: str = "") -> str:
         """One autograded notebook as a page."""
-        told = {
-            "student": student,
-            "assignment": self.lesson,
-            "notebook": path.stem,
-            "db_url": self.course.db_url,
-        }
-        notebook, resources = GetGrades(config=self.config, log=self.log).preprocess(
-            nbformat.read(path, as_version=4), {"nbgrader": told}
-        )
-        return html_of(notebook, path.stem, student, handed_in, resources["nbgrader"])
+        notebook = nbformat.read(path, as_version=4)
+        with Gradebook(self.course.db_url, self.course.course_id) as gradebook:
+            told = marks_told(gradebook, self.lesson, student, path.stem)
+        return html_of(notebook, path.stem, student, handed_in, told)
 
 
 def html_of(notebook: Any, stem: str, student: str, handed_in: str, told: dict[str, Any]) -> str:
-    """The page of a notebook whose cells know their scores.
+    """A notebook as a page.
 
     Args:
         notebook: nbformat's.
         stem: what it is called.
         student: whose it is.
         handed_in: when.
-        told: "score", "max_score" and "late_penalty".
+        told: from `writer.marks_told`.
     """
     cells, heading, room = [], "", WHOLE
     for cell in notebook.cells:
-        prose = cell.cell_type == "markdown"
-        if prose:
+        if cell.cell_type == "markdown":
             heading = (re.findall(r"(?m)^#+ +(.+)$", cell.source[:DRAWN]) or [heading])[-1]
         room -= len(cell.source)
-        cells.append(_cell(cell, heading, room >= 0))
+        cells.append(_cell(cell, heading, room >= 0, told))
     mark = notebook.metadata.get("mha_course", {})
     trouble = None
     if mark.get("status") in TODO:
@@ -126,14 +119,11 @@ def html_of(notebook: Any, stem: str, student: str, handed_in: str, told: dict[s
         "student": printable(student, 200),
         "title": printable(titles[0] if titles else stem, 200),
         "handed_in": handed_in,
-        "score": told["score"],
-        "most": told["max_score"],
-        "penalty": told["late_penalty"],
         "trouble": trouble,
         "cells": cells,
         "index": [cell for cell in cells if cell["label"]],
     }
-    return _template().render(page=page)
+    return _template().render(page=page, told=told)
 
 
 @cache
@@ -143,23 +133,23 @@ def _template() -> Any:
     return environment.get_template("feedback.html.j2")
 
 
-def _cell(cell: Any, heading: str, room: bool) -> dict[str, Any]:
-    marks = cell.metadata.get("nbgrader", {})
-    graded = bool(marks.get("grade") or marks.get("task"))
+def _cell(cell: Any, heading: str, room: bool, told: dict[str, Any]) -> dict[str, Any]:
+    name = rules.grade_id(cell)
+    comment = told["comments"].get(name)
     made = {
         "code": cell.cell_type == "code",
         "html": Markup((_code if cell.cell_type == "code" else _prose)(cell.source, room)),
         "outputs": [Markup(shown) for output in cell.get("outputs", []) if (shown := _output(output))],
-        "comment": Markup(_prose(marks["comment"], True)) if marks.get("comment") else "",
+        "comment": Markup(_prose(comment, True)) if comment else "",
         "label": "",
     }
-    if graded:
+    if name in told["scores"]:
+        score, points = told["scores"][name]
         made |= {
             "label": printable(_label(cell, heading), 200),
-            "anchor": f"graded-{marks.get('grade_id', '')}",
-            "score": marks.get("score"),
-            "waits": marks.get("score") is None,
-            "points": marks.get("points"),
+            "anchor": f"graded-{name}",
+            "score": score,
+            "points": points,
             "short": printable(_short(cell), 200),
         }
     return made

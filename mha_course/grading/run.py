@@ -354,8 +354,11 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
             _grade(chosen, release, options, summary, progress, stack)
         except SandboxError as error:
             raise GradingError(f"learners' processes cannot be started: {error}") from None
-        except (CannotWrite, OSError) as error:
+        except CannotWrite as error:
             raise GradingError(str(error)) from None
+        except OSError as error:
+            where = error.filename or options.root / "grading"
+            raise GradingError(f"cannot read or write {where}: {error.strerror or error}") from None
     summary.seconds = time.perf_counter() - started
     return summary
 

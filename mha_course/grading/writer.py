@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -256,6 +257,10 @@ class Writer(Records):
                 page = pages / f"{notebook.stem}.html"
                 if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
                     return True
+                with page.open(encoding="utf-8", errors="replace") as file, contextlib.suppress(MissingEntry):
+                    told = marks_told(self.gradebook, self.release.lesson, student, notebook.stem)
+                    if told["version"] not in file.read(4_000):
+                        return True
         return False
 
     # ------------------------------------------------------------------------------ autograded/
@@ -387,6 +392,32 @@ def _entered(submission: Any) -> dict[str, float | None]:
         for notebook in submission.notebooks
         for grade in notebook.grades
     }
+
+
+def marks_told(gradebook: Gradebook, lesson: str, student: str, stem: str) -> dict[str, Any]:
+    """All that the gradebook says of one notebook and a page shows: it is made again when any of this changes.
+
+    Returns:
+        "scores": by grade id, the score (``None``: a person has to give it) and the points; "comments": by grade id;
+        "score", "most", "penalty" of the whole; "version": changes with all of these.
+    """
+    with reading():
+        notebook = gradebook.find_submission_notebook(stem, lesson, student)
+        penalty = float(notebook.late_submission_penalty or 0)
+        told = {
+            "scores": {
+                grade.name: (
+                    None if grade.needs_manual_grade and grade.manual_score is None else float(grade.score),
+                    float(grade.max_score),
+                )
+                for grade in notebook.grades
+            },
+            "comments": {comment.name: comment.comment for comment in notebook.comments if comment.comment},
+            "score": float(notebook.score) - penalty,
+            "most": float(notebook.max_score),
+            "penalty": penalty,
+        }
+    return {**told, "version": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
 
 
 def exchange_files(folder: Path) -> dict[str, str]:
