@@ -39,6 +39,8 @@ def test_every_formula_of_every_lesson_is_known():
         (r"\sqrt D", "<msqrt><mi>D</mi></msqrt>"),
         ("x_i^2", "<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>"),
         ("w'_{ls}", "<msubsup><mi>w</mi><mrow><mi>l</mi><mi>s</mi></mrow><mo>′</mo></msubsup>"),
+        ("(x)", '<mo stretchy="false">(</mo><mi>x</mi><mo stretchy="false">)</mo>'),
+        (r"\left(x\right]", "<mrow><mo>(</mo><mi>x</mi><mo>]</mo></mrow>"),
         (r"a < b", "<mi>a</mi><mo>&lt;</mo><mi>b</mi>"),
         (r"\text{a <b> c}", "<mtext>a\xa0&lt;b&gt;\xa0c</mtext>"),
     ],
@@ -66,5 +68,10 @@ def test_what_comes_out_is_a_closed_element_without_attributes_of_the_learners(t
     made = mathml(tex)
     if made is not None:
         found = ET.fromstring(made)
-        assert {name for each in found.iter() for name in each.attrib} <= {"width", "style", "display"}
+        assert {name for each in found.iter() for name in each.attrib} <= {
+            "width",
+            "style",
+            "display",
+            "stretchy",
+        }
         assert {each.tag for each in found.iter()} <= set(ELEMENTS.split())

@@ -142,6 +142,8 @@ class _Reader:
             return f"<mn>{token}</mn>"
         if token.isalpha():
             return f"<mi>{escape(token)}</mi>"
+        if token in "()[]|":  # as high as they are written; those after \left grow
+            return f'<mo stretchy="false">{token}</mo>'
         return f"<mo>{escape({'-': '−', '*': '∗'}.get(token, token))}</mo>"
 
     def command(self, name: str) -> str:

@@ -28,7 +28,7 @@ from mha_course.building import quiet_log
 from .intake import printable
 from .mathml import mathml
 from .safe_html import PICTURE, clean, from_markdown
-from .writer import exchange_files, marks_told
+from .writer import REASON, exchange_files, marks_told
 
 COLOURED = 20_000  # characters of a cell
 LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
@@ -103,6 +103,8 @@ def html_of(notebook: Any, stem: str, student: str, handed_in: str, told: dict[s
     """
     cells, heading, room = [], "", WHOLE
     for cell in notebook.cells:
+        if cell.get("id") == REASON and "mha_course" in notebook.metadata:
+            continue  # the page says it in its own words
         if cell.cell_type == "markdown":
             heading = (re.findall(r"(?m)^#+ +(.+)$", cell.source[:DRAWN]) or [heading])[-1]
         room -= len(cell.source)
@@ -139,7 +141,7 @@ def _cell(cell: Any, heading: str, room: bool, told: dict[str, Any]) -> dict[str
     made = {
         "code": cell.cell_type == "code",
         "html": Markup((_code if cell.cell_type == "code" else _prose)(cell.source, room)),
-        "outputs": [Markup(shown) for output in cell.get("outputs", []) if (shown := _output(output))],
+        "outputs": [Markup(shown) for output in _outputs(cell) if (shown := _output(output))],
         "comment": Markup(_prose(comment, True)) if comment else "",
         "label": "",
     }
@@ -189,6 +191,13 @@ def _code(source: str, room: bool) -> str:
 
     short = len(source) <= COLOURED and max(map(len, source.splitlines()), default=0) <= LINE
     return Highlight2HTML(pygments_lexer="ipython3")(source) if short and room else as_it_is(source)
+
+
+def _outputs(cell: Any) -> list[Any]:
+    """A cell's outputs; below a check's card not once more what nbgrader needs to see that it failed."""
+    outputs = list(cell.get("outputs", []))
+    card = rules.is_graded(cell) and any("text/html" in output.get("data", {}) for output in outputs)
+    return [output for output in outputs if not (card and output.output_type == "error")]
 
 
 def _output(output: Any) -> str:

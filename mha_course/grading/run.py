@@ -610,9 +610,8 @@ def numbers(summary: Summary) -> dict[str, Any]:
                     row["right"] += outcome["status"] == "right"
                     row["not written"] += outcome["status"] == "not written"
                     if outcome["status"] == "wrong":
-                        row["causes"][
-                            outcome["cause"] + ("" if outcome["named"] else " (no known misconception)")
-                        ] += 1
+                        unnamed = outcome.get("says") or f"{outcome['cause']} (no known misconception)"
+                        row["causes"][outcome["cause"] if outcome["named"] else unnamed] += 1
     for row in exercises.values():
         row["causes"] = dict(row["causes"].most_common())
     return {

@@ -58,6 +58,7 @@ class Outcome:
         seed: of the inputs, from `seed_for`.
         text, html: the card.
         why: for "trouble", what happened, for whoever mends it.
+        says: what the card says of a cause that is no known misconception, in a sentence.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Outcome:
     html: str
     headline: str
     why: str = ""
+    says: str = ""
 
 
 @dataclass
@@ -409,7 +411,9 @@ def _gave_up(name: str) -> Report:
 def _outcome(report: Report, seed: int, below: str) -> Outcome:
     card = replace(report.card, lines=(*report.card.lines, below)) if below else report.card
     if report.status == "right":
-        card = replace(card, headline=f"{report.checked} things checked")  # the same text each time
+        card = replace(
+            card, headline=f"{report.checked} thing{'s' * (report.checked != 1)} checked"
+        )  # the same text each time
     return Outcome(
         report.name,
         report.status,
@@ -420,6 +424,7 @@ def _outcome(report: Report, seed: int, below: str) -> Outcome:
         as_html(card),
         card.headline,
         str(report.details.get("why", ""))[-4000:],
+        "" if report.named else (card.cause.splitlines() or [""])[0],
     )
 
 

@@ -439,6 +439,7 @@ def exchange_files(folder: Path) -> dict[str, str]:
     return {"timestamp.txt": when or "", "submission_secret.txt": secret}
 
 
+REASON = "set-aside"  # the id of the cell that says why there are no marks
 EXCHANGE = ("timestamp.txt", "submission_secret.txt")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -473,4 +474,4 @@ def _reason_cell(result: Result) -> dict:
         else "could not be graded yet, and will be tried again"
     )
     says = f"**This submission {what}.** {harmless_markdown(result.reason)}\n\nThe cells below are those that were handed out."
-    return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
+    return {"cell_type": "markdown", "id": REASON, "metadata": {}, "source": says}
