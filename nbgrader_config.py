@@ -104,6 +104,15 @@ c.Execute.extra_arguments = ["--log-level=ERROR"]  # no word about each kernel's
 # Validate: a count first, and what is not written yet is not told as failed.
 c.Validator.failed_warning = "Not everything is done yet."
 with contextlib.suppress(ImportError):  # the course's package is not in this environment
-    from mha_course.nbgrader_steps import summarise_validation
+    from mha_course.nbgrader_steps import grade_confined, summarise_validation
 
     summarise_validation()
+    grade_confined()  # formgrader's ⚡
+    # Pages that nbgrader itself makes of submissions (formgrader, generate_feedback): what learners wrote is made
+    # harmless there, too, and what another notebook program left in the file does not end in an error.
+    c.HTMLExporter.sanitize_html = True
+    c.HTMLExporter.filters = {
+        "clean_html": "mha_course.grading.safe_html.clean",
+        "markdown2html": "mha_course.grading.safe_html.markdown",
+    }
+    c.HTMLExporter.preprocessors = ["mha_course.nbgrader_steps.LeaveOutWidgets"]

@@ -5,12 +5,15 @@ nbgrader calls them preprocessors: each takes a notebook and gives it back chang
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from nbgrader.api import Gradebook
+from nbgrader.apps.api import NbGraderAPI
 from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.validator import Validator
 
@@ -45,6 +48,21 @@ class Settle(NbGraderPreprocessor):
         problems = rules.problems_in_release(source, nb, stem + ".ipynb") if source else []
         if problems:
             raise rules.Refused(problems)
+        return nb, resources
+
+
+class LeaveOutWidgets(NbGraderPreprocessor):
+    """Before a page is made: leave out what only a running kernel can show.
+
+    Colab writes ``metadata.widgets`` in a form of its own, over which nbconvert stumbles (``KeyError: 'state'``).
+    """
+
+    def preprocess(self, nb, resources):
+        nb.metadata.pop("widgets", None)
+        for cell in nb.cells:
+            for output in cell.get("outputs", []):
+                for kind in [kind for kind in output.get("data", {}) if "widget" in kind]:
+                    del output["data"][kind]
         return nb, resources
 
 
@@ -186,3 +204,23 @@ def with_summary(nb):
 def checked(cell) -> str:
     """What a check cell is about."""
     return rules.grade_id(cell).removeprefix("check_")
+
+
+# --- formgrader's ⚡ --------------------------------------------------------------------------------
+
+
+def grade_confined() -> None:
+    """Let formgrader's ⚡ run ``mha-course grade``, once set up.
+
+    By itself it runs nbgrader's own autograding: a stranger's code, as you, and over the marks that are there. nbgrader
+    has no setting for that, so its function is replaced. The command ``nbgrader autograde`` stays what it is.
+    """
+    NbGraderAPI.autograde = _autograde
+
+
+def _autograde(self, assignment_id, student_id, force=True, create=True):
+    """Grade one submission again, confined. What formgrader shows: "success", and the "log" of what was printed."""
+    command = [sys.executable, "-m", "mha_course", "grade", assignment_id, "--student", student_id]
+    command += ["--root", self.coursedir.root, "--db", self.coursedir.db_url, *(["--force"] if force else [])]
+    done = subprocess.run(command, cwd=self.coursedir.root, capture_output=True, text=True, errors="replace")
+    return {"success": done.returncode == 0, "log": f"mha-course grade:\n{done.stderr}{done.stdout}"}

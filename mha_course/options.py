@@ -40,6 +40,21 @@ def above(limit: float) -> Callable[[str], float]:
     return read
 
 
+def at_least(limit: float) -> Callable[[str], float]:
+    """Read a number from this one up; neither "inf" nor "nan" is one."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not limit <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"a number from {limit:g} up, not {text!r}")
+        return number
+
+    return read
+
+
 def each(read: Callable[[str], int]) -> Callable[[str], list[int]]:
     """Read several of them, with commas between: "128,1024"."""
     return lambda text: [read(part.strip()) for part in text.split(",")]

@@ -7,6 +7,7 @@ import export_course
 import pytest
 
 from mha_course import cli
+from mha_course.grading import exporting
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object of type <Submitted")  # nbgrader's own
 
@@ -66,6 +67,25 @@ def test_with_canvass_own_file_its_ids_its_order_and_its_columns_are_kept(root, 
     # by e-mail as login, by login, not at all, by SIS id
     assert [row[5:] for row in rows[2:]] == [["0", ""], ["4.5", "6"], ["", ""], ["0", ""]]
     assert code == 2 and "Not in the roster, so not in the file: bo, dee" in err
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_the_separator_is_the_one_that_canvas_used(root, capsys, tmp_path, separator):
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows(csv.reader(io.StringIO(ROSTER)))
+    (tmp_path / "roster.csv").write_text("\ufeff" + text.getvalue(), encoding="utf-8", newline="")
+    target = tmp_path / "marks.csv"
+    given = ["--roster", str(tmp_path / "roster.csv"), "--to", str(target), "--root", str(root)]
+    assert cli.main(["export", "--format", "canvas", *given]) == 2
+    rows = list(csv.reader(io.StringIO(target.read_text()), delimiter=separator))
+    assert rows[0][5:] == ["01_one_head (4711)", "02_masks"] and rows[2][:2] == ["Ö, Eve", "105"]
+    assert all(len(row) == 7 for row in rows)
+
+
+def test_who_handed_in_nothing_is_named_and_control_characters_are_spelled_out(root, capsys):
+    _, _, err = export(root, capsys)
+    assert "Left empty, not handed in: dee (01_one_head), " in err
+    assert exporting._some(["a\x1b[31mb\x9b0m"]) == "a\\x1b[31mb\\x9b0m"
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_after_an_interruption_the_next_run_goes_on_at_once(tmp_path, kind):
         assert len(done(tmp_path)) >= after
     before = done(tmp_path)
     told = finish(start(tmp_path))
-    assert told["graded"] + len(told["up_to_date"]) == 12
+    assert told["graded_now"] + len(told["up_to_date"]) == 12
     assert len(told["up_to_date"]) >= len(before)
     assert_everybody_has_their_own_marks(tmp_path, deserved)
     wait_until(lambda: not descendants_left(tmp_path))
@@ -192,17 +192,17 @@ def test_a_process_that_is_killed_is_replaced(tmp_path, whose):
         for process in graders[:1] if whose == "the grader's" else confined:
             process.kill()
     told = finish(running)
-    assert told["graded"] == 10 and not told["set_aside"] and not told["failed"]
+    assert told["graded_now"] == 10 and not told["set_aside"] and not told["failed"]
     assert_everybody_has_their_own_marks(tmp_path, deserved)
     assert not descendants_left(tmp_path)
 
 
 def test_pages_that_a_run_did_not_make_the_next_one_makes(tmp_path):
     deserved = hand_in_class(tmp_path, 3)
-    assert finish(start(tmp_path, "--no-feedback"))["graded"] == 3
+    assert finish(start(tmp_path, "--no-feedback"))["graded_now"] == 3
     assert pages(tmp_path) == {}
     told = finish(start(tmp_path))
-    assert told["graded"] == 0 and len(told["up_to_date"]) == 3
+    assert told["graded_now"] == 0 and len(told["up_to_date"]) == 3
     assert_everybody_has_their_own_marks(tmp_path, deserved)
 
 
@@ -211,7 +211,7 @@ def test_what_belongs_to_one_submission_stops_no_other(tmp_path):
     deserved = hand_in_class(tmp_path, 8)
     running = start(tmp_path, script=STUMBLING + SCRIPT)
     told = finish(running, 2)
-    assert set(told["failed"]) == {"s01", "s03", "s05", "s06"} and told["graded"] == 4
+    assert set(told["failed"]) == {"s01", "s03", "s05", "s06"} and told["graded_now"] == 4
     assert (
         "more than 25 s of computing" in told["failed"]["s01"]
         and "ZeroDivisionError" in told["failed"]["s03"]
@@ -221,7 +221,7 @@ def test_what_belongs_to_one_submission_stops_no_other(tmp_path):
     assert others == {student: points for student, points in deserved.items() if student in others}
     assert all(set(given(tmp_path)[student].values()) == {None} for student in told["failed"])
     told = finish(start(tmp_path))
-    assert told["graded"] == 4 and not told["failed"]
+    assert told["graded_now"] == 4 and not told["failed"]
     assert_everybody_has_their_own_marks(tmp_path, deserved)
 
 

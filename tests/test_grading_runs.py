@@ -21,6 +21,9 @@ SHOWN = "factor = 2\nprint('shown by the lesson')"
 READY_MADE = """import torch.nn.functional as F
 x = torch.ones(1, 3, 4)
 print("compared with", F.scaled_dot_product_attention(x, x, x).shape)"""
+IN_PYTORCH = """import torch.nn.functional as F
+x = torch.ones(1, 3, 4)
+print("the same as", F.scaled_dot_product_attention(x, x, x).shape)"""
 WITH_SOFTMAX = "def double_it(x):\n    return x + x * torch.softmax(x, -1).sum(-1, keepdim=True)"
 UNSCALED = "def mix(q, k, v):\n    return torch.softmax(q @ k.mT, -1) @ v"
 ODD = "def soft_rows(x):\n    e = torch.exp(x)\n    return e / e.sum(-1, keepdim=True) + 0.25"
@@ -28,7 +31,12 @@ ODD = "def soft_rows(x):\n    e = torch.exp(x)\n    return e / e.sum(-1, keepdim
 
 def released() -> list[dict]:
     cells = course.released_cells()
-    return [*cells[:2], course.code(SHOWN, "shown"), *cells[2:]]
+    return [
+        *cells[:2],
+        course.code(SHOWN, "shown"),
+        *cells[2:],
+        course.code(IN_PYTORCH, "in_pytorch"),
+    ]
 
 
 def answered(**answers: str) -> list[dict]:
@@ -81,6 +89,11 @@ def class_of(known: set[float]) -> dict[str, list[dict]]:
         "slipped_later": with_own_cell(answered(mix="def mix(q, k, v:\n    return v"), course.RIGHT["mix"]),
         "missing": answered(mix="import not_here_at_all as n\ndef mix(q, k, v):\n    return n.mix(q, k, v)"),
         "missing_inside": answered(mix="def mix(q, k, v):\n    import not_here_at_all\n    return q"),
+        "odd_too": answered(double_it="def double_it(x):\n    return x + x + 0.25"),
+        "odd_and_stumbles": with_own_cell(
+            answered(double_it="def double_it(x):\n    return x + x + 0.25"), "print(1 / 0)"
+        ),
+        "odd_and_needs_the_shown": answered(soft_rows=ODD, explore="print(factor, 'is known')"),
     }
 
 
@@ -99,7 +112,19 @@ def graded(tmp_path_factory):
             options = Options(root, jobs=2, pictures=pictures, force=True, feedback=False)
             results = {r.student: r for r in grade(course.LESSON, options).results}
             found[pictures] = {student: (results[student], printed(root, student)) for student in results}
+            found[pictures, "outputs"] = {student: outputs_of(root, student) for student in results}
     return found
+
+
+def outputs_of(root, student: str) -> dict[str, list]:
+    """By cell what stands below it; of errors what is said, for tracebacks count lines of another notebook run."""
+    path = root / "grading" / "autograded" / student / course.LESSON / f"{course.LESSON}.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    return {
+        cell["id"]: [(o.get("ename"), o.get("evalue"), o.get("text")) for o in cell["outputs"]]
+        for cell in cells
+        if cell.get("outputs") and not cell["id"].startswith("check_")
+    }
 
 
 def printed(root, student: str) -> str:
@@ -127,7 +152,7 @@ def test_what_a_lesson_only_shows_is_run_where_it_is_needed_or_asked_for(graded)
     shown = "shown by the lesson"
     assert shown not in graded[False]["right"][1]
     assert shown in graded[True]["right"][1]
-    assert shown in graded[False]["shown_name"][1]
+    assert shown in graded[False]["odd_and_needs_the_shown"][1]
 
 
 @pytest.mark.parametrize("pictures", [False, True], ids=["plain", "pictures"])
@@ -135,6 +160,14 @@ def test_a_ready_made_function_beside_an_exercise_keeps_its_output(graded, pictu
     result, text = graded[pictures]["compares"]
     assert "compared with torch.Size([1, 3, 4])" in text
     assert "switched off" not in text
+
+
+def test_what_stands_below_a_cell_is_what_a_run_with_everything_in_place_gives(graded):
+    for student, plain in graded[False, "outputs"].items():
+        whole = graded[True, "outputs"][student]
+        assert plain == {name: whole.get(name) for name in plain}, student
+        assert "SwitchedOff" not in str(plain) and "SwitchedOff" not in str(whole)
+    assert "is known" in str(graded[False, "outputs"]["odd_and_needs_the_shown"])
 
 
 def test_marks_and_causes_do_not_depend_on_pictures(graded):

@@ -12,6 +12,7 @@ import grading_course as course
 import pytest
 from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 
+from mha_course.grading import pages
 from mha_course.grading import writer as writing
 from mha_course.grading.intake import read_release, read_submission
 from mha_course.grading.pool import Failed
@@ -120,8 +121,12 @@ def test_what_was_set_aside_waits_for_a_person(writer, root):
     writer.write(writing.Result("ann", course.LESSON, "set aside", reason="is <script>empty"))
     submission = writer.gradebook.find_submission(course.LESSON, "ann")
     assert submission.needs_manual_grade
-    page = (writer.autograded("ann") / f"{course.LESSON}.ipynb").read_text()
-    assert "set aside" in page and "<script" not in page
+    cells = json.loads((writer.autograded("ann") / f"{course.LESSON}.ipynb").read_text())["cells"]
+    assert "set aside" in str(cells) and "<script" not in str(cells)
+    (page,) = pages.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+    shown = page.read_text()
+    assert "hand in that very file again" in shown and "is &lt;script&gt;empty" in shown
+    assert "<script" not in shown and "0 of" not in shown
 
 
 def test_late_penalties_are_those_of_nbgraders_plugin(writer, root):
@@ -279,7 +284,7 @@ def test_a_gradebook_that_is_none_is_said_plainly(root):
 
 def test_a_page_is_missing_until_it_is_made_and_after_new_marks(writer, root):
     def make():
-        writing.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+        pages.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
 
     writer.write(result_of(root, "ann"))
     assert writer.pages_missing(["ann", "nobody"]) == ["ann"]
@@ -288,6 +293,24 @@ def test_a_page_is_missing_until_it_is_made_and_after_new_marks(writer, root):
     page = root / "grading" / "feedback" / "ann" / course.LESSON / f"{course.LESSON}.html"
     os.utime(page, (1, 1))  # older than the marks
     assert writer.pages_missing(["ann"]) == ["ann"]
+
+
+def test_a_page_is_made_again_when_a_person_gave_points_or_wrote_a_comment(writer, root):
+    def make():
+        (page,) = pages.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+        return page.read_text()
+
+    writer.write(result_of(root, "ann", wrong=("mix",)))
+    assert "0 of 3 points" in make() and not writer.pages_missing(["ann"])
+    writer.gradebook.find_grade("check_mix", course.LESSON, course.LESSON, "ann").manual_score = 2.5
+    writer.gradebook.db.commit()
+    assert writer.pages_missing(["ann"]) == ["ann"]
+    assert "2.5 of 3 points" in make() and not writer.pages_missing(["ann"])
+    comment = writer.gradebook.find_comment("mix", course.LESSON, course.LESSON, "ann")
+    comment.manual_comment = "Nearly: look at <b>dim</b>."
+    writer.gradebook.db.commit()
+    assert writer.pages_missing(["ann"]) == ["ann"]
+    assert "Nearly: look at <b>dim</b>." in make()
 
 
 @pytest.mark.parametrize("kind", ["code", "text"])
@@ -299,7 +322,7 @@ def test_long_texts_are_on_the_page_uncoloured_or_cut(writer, root, kind):
     }
     result.notebooks[course.LESSON]["cells"].append(long[kind])
     writer.write(result)
-    (page,) = writing.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
+    (page,) = pages.FeedbackMaker(course.LESSON, writing.course_config(root)).make("ann")
     shown = page.read_text()
     assert "<the end>" not in shown
     assert "more characters" in shown and shown.count("<li>") < 100

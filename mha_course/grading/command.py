@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from mha_course import lessons
+from mha_course.options import at_least, whole
 
 from .intake import printable
 from .sandbox import Limits
 
+LEAST_MEMORY = 512  # MB: with much less nobody's answers could be called
+EXIT_CODES = (
+    "Exit codes: 0: everybody who handed in has marks and a page; 2: somebody is set aside, could not be graded, has no page, "
+    "or is left over; 1: nothing could be graded; 130: interrupted."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXIT_CODES
     parser.add_argument("lesson", help="the lesson: 01, 01_one_head")
     parser.add_argument("--student", action="append", default=[], help="only this one (may be given again)")
     parser.add_argument(
-        "--jobs", type=int, default=0, help="how many at a time; by default one for each core"
+        "--jobs", type=whole(1), default=0, help="how many at a time; by default one for each core"
     )
     parser.add_argument("--force", action="store_true", help="grade again what is graded and has not changed")
     parser.add_argument("--no-feedback", action="store_true", help="do not make the feedback pages")
@@ -41,12 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--db", help="URL of the gradebook; by default the one in nbgrader_config.py")
     parser.add_argument("--root", type=Path, default=None, help="the course's folder")
-    parser.add_argument("--cell-seconds", type=float, default=Limits.cell_seconds, help="time for one cell")
+    seconds = at_least(1)
     parser.add_argument(
-        "--notebook-seconds", type=float, default=Limits.notebook_seconds, help="time for a notebook"
+        "--cell-seconds", type=seconds, default=Limits.cell_seconds, help="time for one cell (%(default)g)"
     )
     parser.add_argument(
-        "--memory", type=int, default=Limits.memory >> 20, help="MB for one learner's processes"
+        "--notebook-seconds",
+        type=seconds,
+        default=Limits.notebook_seconds,
+        help="time for a notebook (%(default)g)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=whole(LEAST_MEMORY),
+        default=Limits.memory >> 20,
+        help="MB for one learner's processes (%(default)s)",
     )
     parser.add_argument(
         "--follow-on",
@@ -74,7 +91,7 @@ def share(text: str) -> float:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs ``mha-course grade``. Exit code 0: all graded; 1: nothing could be; 2: some are left or set aside."""
+    """Runs ``mha-course grade``. Gives one of `EXIT_CODES`."""
     from .run import GradingError, Options, grade, numbers, table
 
     root = (args.root or lessons.ROOT).resolve()
@@ -110,11 +127,11 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         return 130
-    print(json.dumps(numbers(summary), indent=1, ensure_ascii=False) if args.json else table(summary))
+    print(json.dumps(numbers(summary), indent=1, ensure_ascii=True) if args.json else table(summary))
     if summary.stopped == "interrupted":
         return 130
     incomplete = (
-        summary.unfinished or summary.pages or any(result.status != "graded" for result in summary.results)
+        summary.unfinished or summary.pages or any(result.status != "graded" for result in summary.standing)
     )
     return 2 if incomplete else 0
 

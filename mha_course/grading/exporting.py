@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from mha_course import lessons
 
+from .intake import printable
+
 if TYPE_CHECKING:
     from nbgrader.api import Gradebook
 
@@ -33,6 +35,7 @@ NBGRADER = (
     *("assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email"),
     *("raw_score", "late_submission_penalty", "score", "max_score"),
 )
+NEEDED = ("Student", "ID")  # columns without which a file is none of Canvas's
 CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
 MOODLE = ("Username", "First name", "Last name", "ID number", "Email address")
 POINTS = "    Points Possible"  # with four spaces: so Canvas writes it
@@ -226,6 +229,8 @@ def _table(marks: Sequence[Mark]) -> tuple[dict[Any, dict[str, float | None]], l
 class Roster:
     """A file that Canvas exported: who is there, with Canvas's own ids.
 
+    Canvas separates by commas or by semicolons, as is set in somebody's account there; `separator` is what it did.
+
     Args:
         path: "Export" in Canvas's gradebook writes it.
 
@@ -235,14 +240,15 @@ class Roster:
 
     def __init__(self, path: Path):
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
+            text = path.read_bytes().decode("utf-8-sig")
+            self.separator = next((sign for sign in ",;\t" if _has_columns(text, sign)), ",")
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=self.separator))
         except OSError as error:
             raise ExportError(f"{path} cannot be read: {error.strerror}") from None
         except (UnicodeDecodeError, csv.Error):
             raise ExportError(f"{path} is not a CSV file in UTF-8") from None
         self.columns = list(rows[0]) if rows else []
-        missing = [name for name in ("Student", "ID") if name not in self.columns]
+        missing = [name for name in NEEDED if name not in self.columns]
         if missing:
             raise ExportError(
                 f"{path} has no column {' and no column '.join(missing)}. "
@@ -272,10 +278,15 @@ class Roster:
         return next((c for c in self.columns if c == lesson or c.startswith(f"{lesson} (")), lesson)
 
 
-def text_of(rows: Iterable[Sequence[str]]) -> str:
+def _has_columns(text: str, separator: str) -> bool:
+    header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    return set(NEEDED) <= set(header)
+
+
+def text_of(rows: Iterable[Sequence[str]], separator: str = ",") -> str:
     """Rows as CSV text."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    csv.writer(file, delimiter=separator, lineterminator="\n").writerows(rows)
     return file.getvalue()
 
 
@@ -304,7 +315,7 @@ def main(args: argparse.Namespace) -> int:
         marks = _read(root, args)
         rows = {"csv": as_csv, "moodle": as_moodle}.get(args.format, lambda m: as_canvas(m, roster))(marks)
         target = args.to or root / "grading" / f"marks-{args.format}.csv"
-        _write(target, text_of(rows))
+        _write(target, text_of(rows, roster.separator if roster else ","))
     except (ExportError, lessons.LessonError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -364,14 +375,11 @@ def _write(target: str | Path, text: str) -> None:
 def _what_is_missing(marks: Sequence[Mark], roster: Roster | None) -> int:
     """Say for whom there is no mark, and why. Gives the exit code."""
     left_out = 0
-    for status in ("needs manual grading", "set aside"):
+    for status in ("needs manual grading", "set aside", "not handed in"):
         those = [f"{m.learner.id} ({m.lesson})" for m in marks if m.status == status]
         if those:
-            left_out = 2
+            left_out = left_out if status == "not handed in" else 2
             print(f"Left empty, {status}: {_some(those)}", file=sys.stderr)
-    nothing = sum(m.status == "not handed in" for m in marks)
-    if nothing:
-        print(f"Left empty, not handed in: {nothing}", file=sys.stderr)
     strangers = (
         [] if roster is None else sorted({m.learner.id for m in marks if roster.row_of(m.learner) is None})
     )
@@ -382,4 +390,6 @@ def _what_is_missing(marks: Sequence[Mark], roster: Roster | None) -> int:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
+    return ", ".join(printable(name, 200) for name in names[:20]) + (
+        f", and {len(names) - 20} more" if len(names) > 20 else ""
+    )

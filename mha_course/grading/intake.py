@@ -170,7 +170,7 @@ def read_submission(folder: Path, release: Release) -> Submission:
     """
     found = Submission()
     files = list(listing(folder, found.repairs))
-    found.timestamp = _timestamp(folder / "timestamp.txt", found.repairs)
+    found.timestamp = handed_in_at(folder, found.repairs)
     expected = [f"{stem}.ipynb" for stem in release.notebooks]
     notebooks = [path for path in files if is_notebook(path)]
     read: dict[Path, list[dict]] = {}
@@ -271,9 +271,9 @@ def name_trouble(name: str) -> str:
     return ""
 
 
-def _timestamp(path: Path, repairs: list[str]) -> str | None:
+def handed_in_at(folder: Path, repairs: list[str]) -> str | None:
     """When it was handed in, in UTC, as nbgrader writes it. What cannot be understood is told, never guessed."""
-    text = ""
+    path, text = folder / "timestamp.txt", ""
     try:
         text = read_file(path, 200).decode("utf-8-sig", "replace").strip()
         return moment(text)

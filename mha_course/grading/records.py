@@ -38,6 +38,8 @@ class Result:
         notebooks: by stem the fields of `score.Marks`; of a set-aside one nothing.
         seeds: of the inputs, by exercise.
         seconds: how long it took.
+        entered: what the gradebook got, by notebook and grade id; ``None``: a person has to give it.
+        written: SHA-256 of the autograded notebooks, by stem.
     """
 
     student: str
@@ -51,6 +53,8 @@ class Result:
     seeds: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     scores: dict[str, list[float]] = field(default_factory=dict)
+    entered: dict[str, float | None] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
 
     def shed(self) -> None:
         """Leave out what stands in the autograded notebook anyway."""

@@ -27,6 +27,7 @@ from .intake import (
     Release,
     SetAside,
     Submission,
+    handed_in_at,
     is_notebook,
     listing,
     name_trouble,
@@ -85,6 +86,11 @@ class Summary:
         stopped: why the run ended early.
         pages: students without feedback pages of these marks, and why; the next run makes them.
         unreadable: records of earlier runs that cannot be read; they are kept.
+        kept: `records.Result` of those that were skipped.
+        restored: students whose marks were not in the gradebook any more, and were written there again.
+        due: when the lesson had to be handed in, if that is in the gradebook.
+        late: students who were late: "seconds", and the "penalty" in points.
+        missing: students who have handed in nothing, as far as they are known.
     """
 
     lesson: str
@@ -96,6 +102,16 @@ class Summary:
     stopped: str = ""
     pages: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+    due: str = ""
+    late: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def standing(self) -> list[Any]:
+        """Everybody's last result, from this run or an earlier one."""
+        return [*self.kept, *self.results]
 
 
 # ---------------------------------------------------------------------------------- what to grade
@@ -171,9 +187,17 @@ def read_one(job: Job, release: Release) -> tuple[dict, Submission | None]:
     try:
         submission = read_submission(job.folder, release)
     except SetAside as error:
-        return {**result, "status": "set aside", "reason": str(error)}, None
+        result.update(status="set aside", reason=str(error), timestamp=_when(job.folder))
+        return result, None
     result.update(repairs=list(dict.fromkeys(submission.repairs))[:50], timestamp=submission.timestamp)
     return result, submission
+
+
+def _when(folder: Path) -> str | None:
+    """When a submission that cannot be read was handed in, if that can be told."""
+    with contextlib.suppress(OSError):
+        return handed_in_at(folder, [])
+    return None
 
 
 class Grader:
@@ -225,11 +249,11 @@ class Grader:
         raise AssertionError("not reached")
 
     def _page(self, student: str) -> None:
-        from . import writer
+        from . import pages, writer
 
         if self.pages is None:
             config = writer.course_config(self.options.root, self.options.db_url)
-            self.pages = writer.FeedbackMaker(self.release.lesson, config)
+            self.pages = pages.FeedbackMaker(self.release.lesson, config)
         self.pages.make(student)
 
     def close(self) -> None:
@@ -332,8 +356,11 @@ def grade(lesson: str, options: Options, progress: Callable[[int, int, Any], Non
             _grade(chosen, release, options, summary, progress, stack)
         except SandboxError as error:
             raise GradingError(f"learners' processes cannot be started: {error}") from None
-        except (CannotWrite, OSError) as error:
+        except CannotWrite as error:
             raise GradingError(str(error)) from None
+        except OSError as error:
+            where = error.filename or options.root / "grading"
+            raise GradingError(f"cannot read or write {where}: {error.strerror or error}") from None
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -375,7 +402,8 @@ def _grade(
     records = Records(options.root, release.lesson)
     secret, ours = the_secret(options.root), release_version(release)
     version = {student: fingerprint(folder, ours) for student, folder in chosen.items()}
-    graded = {(r.student, r.fingerprint) for r in records.results("done") if r.fingerprint}
+    done = {r.student: r for r in records.results("done") if r.fingerprint}
+    graded = {(r.student, r.fingerprint) for r in done.values()}
     pending = [] if options.force else list(records.results("pending"))
     summary.unreadable = records.unreadable
     # what an earlier run was interrupted in while it wrote it
@@ -398,11 +426,15 @@ def _grade(
         s: Job(s, chosen[s], version[s], {name: seed_for(secret, s, name) for name in names}) for s in chosen
     }
     for result in pending:
-        if settle(jobs[result.student], result, writer, graded).status == "failed":
+        done[result.student] = settle(jobs[result.student], result, writer, graded)
+        if done[result.student].status == "failed":
             current.remove(result.student)
+    current -= _written_again([done[s] for s in chosen if s in current], jobs, writer, summary, graded)
     summary.skipped = [student for student in chosen if student in current]
+    summary.kept = [done[student] for student in summary.skipped]
     left = [jobs[student] for student in chosen if student not in current]
     if not left and not (options.feedback and writer.pages_missing(summary.skipped)):
+        _look_around(writer, chosen, options, summary)
         return
     if left and not options.scheduler:
         house = house or open_house()
@@ -420,10 +452,43 @@ def _grade(
         _write_marks(answers, left, writer, summary, graded, progress)
         if options.feedback:
             _make_pages(pool, writer, summary)
+        _look_around(writer, chosen, options, summary)
     except KeyboardInterrupt:
         summary.stopped = "interrupted"
     except CannotWrite as error:
         summary.stopped = str(error)
+
+
+def _written_again(
+    records: list[Result], jobs: dict[str, Job], writer: Any, summary: Summary, graded: set[tuple[str, str]]
+) -> set[str]:
+    """The gradebook and the folders are the truth: what is not there any more is written again from the records.
+
+    Gives those of whom not enough is left for that: they are to be graded again.
+    """
+    lost = set()
+    for record in records:
+        if writer.still_there(record):
+            continue
+        whole = writer.with_cells(record)
+        if whole is None or settle(jobs[record.student], whole, writer, graded).status == "failed":
+            lost.add(record.student)
+        else:
+            summary.restored.append(record.student)
+    return lost
+
+
+def _look_around(writer: Any, chosen: dict[str, Path], options: Options, summary: Summary) -> None:
+    """Who was late, and, if the whole class was asked for, who has handed in nothing."""
+    known, summary.due, late = writer.look_around(summary.standing)
+    summary.late = {student: late[student] for student in chosen if student in late}
+    if not options.students:
+        submitted = options.root / "grading" / "submitted"
+        folders = [
+            path.name for path in submitted.iterdir() if path.is_dir() and not path.name.startswith(".")
+        ]
+        seen = {*chosen, *(result.student for result in summary.results)}
+        summary.missing = sorted({*known, *map(printable, folders)} - seen)
 
 
 def how_many(asked: int, submissions: int) -> int:
@@ -531,8 +596,9 @@ def _sandbox(options: Options) -> str:
 
 
 def numbers(summary: Summary) -> dict[str, Any]:
-    """The summary for machines: plain data."""
-    graded = [result for result in summary.results if result.status == "graded"]
+    """The summary for machines, plain data: how things stand, whichever run it was that did it."""
+    standing = summary.standing
+    graded = [result for result in standing if result.status == "graded"]
     scores = [sum(score for score, _ in result.scores.values()) for result in graded]
     exercises: dict[str, dict[str, Any]] = {}
     missing = Counter(name for r in graded for n in r.notebooks.values() for name in n.get("missing", ()))
@@ -550,9 +616,8 @@ def numbers(summary: Summary) -> dict[str, Any]:
                     if after := outcome.get("after"):
                         row["after"][" and ".join(after)] += 1
                     if outcome["status"] == "wrong":
-                        row["causes"][
-                            outcome["cause"] + ("" if outcome["named"] else " (no known misconception)")
-                        ] += 1
+                        unnamed = outcome.get("says") or f"{outcome['cause']} (no known misconception)"
+                        row["causes"][outcome["cause"] if outcome["named"] else unnamed] += 1
     for row in exercises.values():
         row["causes"] = dict(row["causes"].most_common())
         row["after"] = dict(row["after"].most_common())
@@ -560,10 +625,13 @@ def numbers(summary: Summary) -> dict[str, Any]:
         "lesson": summary.lesson,
         "sandbox": summary.sandbox,
         "graded": len(graded),
-        "repaired": {result.student: result.repairs for result in summary.results if result.repairs},
-        "set_aside": {
-            result.student: result.reason for result in summary.results if result.status == "set aside"
-        },
+        "graded_now": sum(result.status == "graded" for result in summary.results),
+        "restored": summary.restored,
+        "repaired": {result.student: result.repairs for result in standing if result.repairs},
+        "set_aside": {result.student: result.reason for result in standing if result.status == "set aside"},
+        "not_handed_in": summary.missing,
+        "due": summary.due,
+        "late": summary.late,
         "failed": {result.student: result.reason for result in summary.results if result.status == "failed"},
         "without_pages": summary.pages,
         "unreadable_records": summary.unreadable,
@@ -591,24 +659,29 @@ def table(summary: Summary) -> str:
     told = numbers(summary)
     mean = "" if told["mean"] is None else f", mean {told['mean']:.1f} of {told['maximum']:g} points"
     lines = [
-        f"{summary.lesson}: {told['graded']} graded{mean}, in {told['seconds']:.0f} s",
+        f"{summary.lesson}: {told['graded']} graded ({told['graded_now']} of them now, in {told['seconds']:.0f} s){mean}",
         f"  confined by: {told['sandbox']}",
     ]
-    for label, key in (
-        ("repaired", "repaired"),
-        ("set aside", "set_aside"),
-        ("could not be graded; the next run tries again", "failed"),
-        ("without a feedback page; the next run tries again", "without_pages"),
-        ("to look at by hand", "by_hand"),
+    late = {student: _how_late(**said) for student, said in told["late"].items()}
+    for label, what in (
+        ("repaired", told["repaired"]),
+        ("set aside", told["set_aside"]),
+        ("could not be graded; the next run tries again", told["failed"]),
+        ("without a feedback page; the next run tries again", told["without_pages"]),
+        ("to look at by hand", told["by_hand"]),
+        (f"late (due {told['due']})", late),
+        ("nothing handed in", dict.fromkeys(told["not_handed_in"], "")),
+        ("was missing in the gradebook, written there again", dict.fromkeys(told["restored"], "")),
     ):
-        if told[key]:
-            lines.append(f"  {label}: {len(told[key])}")
-            for student, what in list(told[key].items())[:20]:
-                lines.append(f"    {student}: {what if isinstance(what, str) else '; '.join(what)}")
-            if len(told[key]) > 20:
-                lines.append(f"    … and {len(told[key]) - 20} more (--json lists all)")
+        if what:
+            lines.append(f"  {label}: {len(what)}")
+            for student, said in list(what.items())[:20]:
+                says = said if isinstance(said, str) else "; ".join(said)
+                lines.append(f"    {student}: {says}" if says else f"    {student}")
+            if len(what) > 20:
+                lines.append(f"    … and {len(what) - 20} more (--json lists all)")
     if told["up_to_date"]:
-        lines.append(f"  already graded and unchanged: {len(told['up_to_date'])} (--force grades them again)")
+        lines.append(f"  graded before and unchanged: {len(told['up_to_date'])} (--force grades them again)")
     if told["time_outs"] or told["process_deaths"]:
         lines.append(f"  time-outs: {told['time_outs']}, processes that died: {told['process_deaths']}")
     if told["not_installed"]:
@@ -634,3 +707,12 @@ def table(summary: Summary) -> str:
             f"  Stopped: {told['stopped']}. {len(told['unfinished'])} are left; run the same command again to go on.",
         ]
     return "\n".join(printable(line, 1000) for line in lines)
+
+
+def _how_late(seconds: float, penalty: float) -> str:
+    """ "2 days 3 h, 1.5 points off"."""
+    hours, minutes = divmod(max(round(seconds / 60), 1), 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "day" + "s" * (days != 1)), (hours, "h"), (minutes * (not days), "min")]
+    said = " ".join(f"{number} {unit}" for number, unit in parts if number)
+    return f"{said}, {penalty:g} points off" if penalty else f"{said}, no penalty"

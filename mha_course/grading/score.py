@@ -63,6 +63,7 @@ class Outcome:
         text, html: the card.
         why: for "trouble", what happened, for whoever mends it.
         after: earlier answers that it fails because of: with the reference in their place it is right.
+        says: what the card says of a cause that is no known misconception, in a sentence.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Outcome:
     headline: str
     why: str = ""
     after: list[str] = field(default_factory=list)
+    says: str = ""
 
 
 @dataclass
@@ -187,9 +189,11 @@ class _Run:
         yield _Play(first, (*strict, *free), keep=True, shown=pictures)
         if called := self.noticed:  # then what forbids nothing, and the outputs, need a run in which it works
             yield _Play((), tuple(name for name in free if not self._settled(name)), keep=True)
-        left = self._left(strict if called else [*strict, *free])
+        stumbled, left = self.stumbled, self._left(strict if called else [*strict, *free])
         if left and not pictures:
-            yield _Play(first, left, keep=not called)
+            yield _Play(first, left)
+        if stumbled and not called and not pictures:
+            yield _Play((), (), keep=True)  # perhaps for want of what the lesson shows: here it is there
         for off, names in groups.items():
             yield _Play(off, tuple(names), shown=False)
             if left := self._left(names):
@@ -533,7 +537,9 @@ def _outcome(report: Report, seed: int, below: str) -> Outcome:
     card = replace(report.card, lines=(*report.card.lines, *more))
     after = report.details.get("after", [])
     if report.status == "right":
-        card = replace(card, headline=f"{report.checked} things checked")  # the same text each time
+        card = replace(
+            card, headline=f"{report.checked} thing{'s' * (report.checked != 1)} checked"
+        )  # the same each time
     if after:
         faulty = " and ".join(f"{name} ({exercises.find(name).number})" for name in after)
         headline = f"right; it fails because your {faulty} {'does' if len(after) == 1 else 'do'}."
@@ -550,6 +556,7 @@ def _outcome(report: Report, seed: int, below: str) -> Outcome:
         card.headline,
         str(report.details.get("why", ""))[-4000:],
         after,
+        "" if report.named else (card.cause.splitlines() or [""])[0],
     )
 
 

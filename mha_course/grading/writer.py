@@ -3,28 +3,29 @@
 For every submission: first the result is kept in a file of its own (`pending`), then the autograded folder is
 put in place, then the gradebook is changed in one transaction, then the result becomes the log (`done`). Each
 step can be done again without harm, so a run that was interrupted anywhere is carried on by the next one.
-Where results are kept: see `records`. Feedback pages are made afterwards, by other processes (`FeedbackMaker`).
+Where results are kept: see `records`. Feedback pages are made afterwards, by other processes (`pages`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import html
+import hashlib
+import json
 import os
+import re
+import secrets
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import nbformat
-from jinja2 import pass_context
 from nbgrader import utils
 from nbgrader.api import Gradebook, MissingEntry
-from nbgrader.converters import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, SaveAutoGrades, SaveCells
 from sqlalchemy.exc import (
@@ -39,7 +40,17 @@ from traitlets.config import Config, PyFileConfigLoader
 
 from mha_course.building import quiet_log
 
-from .intake import Release, is_answer, is_graded, is_task, marks
+from .intake import (
+    Release,
+    SetAside,
+    handed_in_at,
+    is_answer,
+    is_graded,
+    is_task,
+    marks,
+    printable,
+    read_file,
+)
 from .records import CannotWrite, Records, Result, keep
 
 HERE = Path(__file__).resolve().parents[2]
@@ -177,6 +188,62 @@ class Writer(Records):
             raise
         return result
 
+    def still_there(self, result: Result) -> bool:
+        """Whether the gradebook and autograded/ have what was written, whatever a person added to it since."""
+        try:
+            with reading():
+                has = _entered(self.gradebook.find_submission(self.release.lesson, result.student))
+        except MissingEntry:
+            return False
+        # a record of an earlier version does not say what was entered
+        return self._notebooks_kept(result) and result.entered in ({}, has)
+
+    def with_cells(self, result: Result) -> Result | None:
+        """A record with the cells that it has shed; ``None`` if they are not in autograded/ any more."""
+        if not self._notebooks_kept(result):
+            return None if result.notebooks else result
+        for stem, marked in result.notebooks.items():
+            path = self.autograded(result.student) / f"{stem}.ipynb"
+            marked["cells"] = nbformat.read(path, as_version=4)["cells"]
+        return result
+
+    def _notebooks_kept(self, result: Result) -> bool:
+        folder = self.autograded(result.student)
+        try:
+            kept = {
+                stem: (folder / f"{stem}.ipynb").read_bytes() for stem in result.written or result.notebooks
+            }
+        except OSError:
+            return False
+        return not result.written or result.written == {
+            stem: hashlib.sha256(text).hexdigest() for stem, text in kept.items()
+        }
+
+    def look_around(self, results: list[Result]) -> tuple[list[str], str, dict[str, dict[str, float]]]:
+        """What the gradebook says of a class. The results get the scores that are there now.
+
+        Returns:
+            everybody who is in it; when the lesson is due ("": it is not said); who was late, by how many "seconds",
+            and the "penalty".
+        """
+        with reading():
+            self.gradebook.db.expire_all()
+            assignment = self.gradebook.find_assignment(self.release.lesson)
+            submissions = {submission.student.id: submission for submission in assignment.submissions}
+            for result in results:
+                if result.student in submissions:
+                    result.scores = _scores(submissions[result.student])
+            late = {
+                student: {
+                    "seconds": one.total_seconds_late,
+                    "penalty": float(one.late_submission_penalty or 0),
+                }
+                for student, one in submissions.items()
+                if one.total_seconds_late > 0
+            }
+            due = f"{assignment.duedate} UTC" if assignment.duedate else ""
+            return sorted(student.id for student in self.gradebook.students), due, late
+
     def pages_missing(self, students: Iterable[str]) -> list[str]:
         """Who has no feedback page of the marks that are written."""
         return [student for student in students if self._pages_missing(student)]
@@ -184,13 +251,22 @@ class Writer(Records):
     def _pages_missing(self, student: str) -> bool:
         pages = Path(self.course.format_path(self.course.feedback_directory, student, self.release.lesson))
         with contextlib.suppress(OSError):  # what cannot be looked at cannot be made
+            if not all((pages / name).exists() for name in EXCHANGE):
+                return self.autograded(student).is_dir()
             for notebook in self.autograded(student).glob("*.ipynb"):
                 page = pages / f"{notebook.stem}.html"
                 if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
                     return True
+                with page.open(encoding="utf-8", errors="replace") as file, contextlib.suppress(MissingEntry):
+                    told = marks_told(self.gradebook, self.release.lesson, student, notebook.stem)
+                    if told["version"] not in file.read(4_000):
+                        return True
         return False
 
     # ------------------------------------------------------------------------------ autograded/
+
+    def submitted(self, student: str) -> Path:
+        return Path(self.course.format_path(self.course.submitted_directory, student, self.release.lesson))
 
     def autograded(self, student: str) -> Path:
         return Path(self.course.format_path(self.course.autograded_directory, student, self.release.lesson))
@@ -205,22 +281,25 @@ class Writer(Records):
             if stem in result.notebooks:
                 content = {"cells": result.notebooks[stem]["cells"], "metadata": notebook.metadata}
             elif result.status != "graded":
+                mark = {"status": result.status, "reason": printable(result.reason, 500)}
                 content = {
                     "cells": [_reason_cell(result), *_plain(notebook.cells)],
-                    "metadata": notebook.metadata,
+                    "metadata": {**notebook.metadata, "mha_course": mark},
                 }
             else:
                 continue
             node = nbformat.from_dict({**content, "nbformat": 4, "nbformat_minor": 5})
             path = made / f"{stem}.ipynb"
-            path.write_text(nbformat.writes(node) + "\n", encoding="utf-8")
+            text = (nbformat.writes(node) + "\n").encode()
+            path.write_bytes(text)
             path.chmod(0o444)
+            result.written[stem] = hashlib.sha256(text).hexdigest()
         released = self.root / "notebooks" / self.release.lesson
         for name in self.release.files:
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(released / name, made / name)
-        if result.timestamp:
-            (made / "timestamp.txt").write_text(result.timestamp)
+        for name, text in exchange_files(self.submitted(result.student)).items():
+            (made / name).write_text(text)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             os.replace(target, work / "old")
@@ -251,13 +330,10 @@ class Writer(Records):
                         grade.needs_manual_grade = by_hand or grade.manual_score is not None
             session.flush()
             session.expire_all()
-            scores = {}
             for notebook in submission.notebooks:
                 self._penalise(submission, notebook)
-                scores[notebook.name] = [
-                    float(notebook.score - (notebook.late_submission_penalty or 0)),
-                    float(notebook.max_score),
-                ]
+            scores = _scores(submission)
+            result.entered = _entered(submission)
             commit()
             return scores
         finally:
@@ -290,6 +366,81 @@ class Writer(Records):
                 notebook.late_submission_penalty = assigner._check_late_penalty(notebook, penalty)
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Inside, a gradebook that cannot be read is said plainly."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise CannotWrite(f"the gradebook cannot be read: {_line(error)}") from None
+
+
+def _scores(submission: Any) -> dict[str, list[float]]:
+    """By notebook: score, the penalty taken off, and maximum."""
+    return {
+        notebook.name: [
+            float(notebook.score - (notebook.late_submission_penalty or 0)),
+            float(notebook.max_score),
+        ]
+        for notebook in submission.notebooks
+    }
+
+
+def _entered(submission: Any) -> dict[str, float | None]:
+    return {
+        f"{notebook.name} {grade.name}": grade.auto_score
+        for notebook in submission.notebooks
+        for grade in notebook.grades
+    }
+
+
+def marks_told(gradebook: Gradebook, lesson: str, student: str, stem: str) -> dict[str, Any]:
+    """All that the gradebook says of one notebook and a page shows: it is made again when any of this changes.
+
+    Returns:
+        "scores": by grade id, the score (``None``: a person has to give it) and the points; "comments": by grade id;
+        "score", "most", "penalty" of the whole; "version": changes with all of these.
+    """
+    with reading():
+        notebook = gradebook.find_submission_notebook(stem, lesson, student)
+        penalty = float(notebook.late_submission_penalty or 0)
+        told = {
+            "scores": {
+                grade.name: (
+                    None if grade.needs_manual_grade and grade.manual_score is None else float(grade.score),
+                    float(grade.max_score),
+                )
+                for grade in notebook.grades
+            },
+            "comments": {comment.name: comment.comment for comment in notebook.comments if comment.comment},
+            "score": float(notebook.score) - penalty,
+            "most": float(notebook.max_score),
+            "penalty": penalty,
+        }
+    return {**told, "version": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
+
+
+def exchange_files(folder: Path) -> dict[str, str]:
+    """What nbgrader's exchange left beside a submission, and needs to give feedback back: texts by file name.
+
+    A submission that came another way has neither; it gets a secret that nobody knows, because
+    `nbgrader release_feedback` stops for everybody where one is missing.
+
+    Args:
+        folder: where the submission is.
+    """
+    when, secret = None, ""
+    with contextlib.suppress(OSError):
+        when = handed_in_at(folder, [])
+    with contextlib.suppress(OSError, SetAside):
+        secret = read_file(folder / "submission_secret.txt", 1_000).decode("ascii", "replace")
+    if not re.fullmatch(r"[0-9a-f]{32,}\s*", secret):
+        secret = secrets.token_hex(64)
+    return {"timestamp.txt": when or "", "submission_secret.txt": secret}
+
+
+REASON = "set-aside"  # the id of the cell that says why there are no marks
+EXCHANGE = ("timestamp.txt", "submission_secret.txt")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -323,77 +474,4 @@ def _reason_cell(result: Result) -> dict:
         else "could not be graded yet, and will be tried again"
     )
     says = f"**This submission {what}.** {harmless_markdown(result.reason)}\n\nThe cells below are those that were handed out."
-    return {"cell_type": "markdown", "id": "set-aside", "metadata": {}, "source": says}
-
-
-# ------------------------------------------------------------------------------------- feedback/
-
-COLOURED = 20_000  # characters of a cell
-LINE = 1_000  # characters of a line of it: colouring takes time with the square of that
-DRAWN = 50_000  # characters of a cell's prose
-WHOLE = 200_000  # characters of a page that are coloured or drawn; the longest lesson has a quarter of that
-
-
-class FeedbackMaker:
-    """Makes nbgrader's feedback pages, one learner at a time. What is in a page may take it any time and memory."""
-
-    def __init__(self, lesson: str, config: Config):
-        from nbconvert.writers import FilesWriter
-
-        log, _ = quiet_log()
-        self.lesson = lesson
-        self.course = CourseDirectory(config=config, log=log)
-        self.maker = GenerateFeedback(coursedir=self.course, config=config, log=log)
-        self.maker.writer = FilesWriter(parent=self.maker, config=self.maker.config)
-        self.maker.exporter = self.maker.exporter_class(parent=self.maker, config=self.maker.config)
-        for step in self.maker.preprocessors:
-            self.maker.exporter.register_preprocessor(step)
-        from nbconvert.filters.highlight import Highlight2HTML
-
-        coloured, drawn = Highlight2HTML(pygments_lexer="ipython3"), self.maker.exporter.markdown2html
-
-        def code(source: str, *args: Any, **named: Any) -> str:
-            self.room -= len(source)
-            short = len(source) <= COLOURED and max(map(len, source.splitlines()), default=0) <= LINE
-            return coloured(source, *args, **named) if short and self.room >= 0 else as_it_is(source)
-
-        @pass_context
-        def prose(context: Any, source: str) -> str:
-            self.room -= len(source)
-            return drawn(context, source) if len(source) <= DRAWN and self.room >= 0 else as_it_is(source)
-
-        self.maker.exporter.filters = {"highlight_code": code}
-        self.maker.exporter.register_filter("markdown2html", prose)
-        # For links as notebooks had them before 2014; it takes time with the square of a text's length.
-        self.maker.exporter.register_filter("strip_files_prefix", lambda page: page)
-
-    def make(self, student: str) -> list[Path]:
-        """Write a learner's pages; gives their paths."""
-        source = Path(self.course.format_path(self.course.autograded_directory, student, self.lesson))
-        target = Path(self.course.format_path(self.course.feedback_directory, student, self.lesson))
-        target.mkdir(parents=True, exist_ok=True)
-        made = []
-        for path in sorted(source.glob("*.ipynb")):
-            resources = {
-                "unique_key": path.stem,
-                "output_files_dir": f"{path.stem}_files",
-                "nbgrader": {
-                    "student": student,
-                    "assignment": self.lesson,
-                    "notebook": path.stem,
-                    "db_url": self.course.db_url,
-                },
-            }
-            self.room = WHOLE
-            page, _ = self.maker.exporter.from_filename(str(path), resources=resources)
-            partial = target / f".{path.stem}.partial"
-            partial.write_text(page, encoding="utf-8")
-            os.replace(partial, target / f"{path.stem}.html")
-            made.append(target / f"{path.stem}.html")
-        return made
-
-
-def as_it_is(source: str) -> str:
-    """A text for a page, neither coloured nor laid out; a very long one is cut."""
-    rest = "" if len(source) <= DRAWN else f"\n… and {len(source) - DRAWN} more characters"
-    return f'<div class="highlight"><pre>{html.escape(source[:DRAWN])}{rest}</pre></div>'
+    return {"cell_type": "markdown", "id": REASON, "metadata": {}, "source": says}
