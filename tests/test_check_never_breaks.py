@@ -140,6 +140,8 @@ def test_whatever_is_raised_or_done_is_said_in_words(conduct, said):
     [
         "torch.set_default_dtype(torch.float64)",
         "torch.set_default_device('meta')",
+        "torch.set_default_device('cuda')",  # that may not be there
+        "torch.device('meta').__enter__()",
         "torch.set_grad_enabled(False)",
         "torch.autocast('cpu', torch.bfloat16).__enter__()",
         "torch.inference_mode().__enter__()",
@@ -152,7 +154,8 @@ from mha_course import exercises
 from mha_course.checking import LocalAnswer, as_text, examine
 {setting}
 def state():
-    return torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), (
+    device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return torch.get_default_dtype(), device, torch.is_grad_enabled(), (
         torch.is_autocast_enabled('cpu'), torch.is_inference_mode_enabled(), torch._C._len_torch_function_stack())
 before = state()
 for name in ("attend", "SingleHead", "causal_mask"):
