@@ -16,8 +16,8 @@ LESSON = "01_one_head"
 POINTS = 18
 UNSCALED = "def attention_scores(q, k):\n    return q @ k.mT"
 OWN_MISTAKE = (
-    "def attend(q, k, v):\n    weights = stable_softmax(attention_scores(q, k), dim=-1)\n"
-    "    return weights @ v * 2, weights"
+    "def attend(q, k, v):\n    weights = stable_softmax(attention_scores(q, k), dim=1)\n"
+    "    return weights @ v, weights"
 )
 CAPTURED = (
     "def attend(q, k, v, scores=attention_scores):\n    weights = stable_softmax(scores(q, k), dim=-1)\n"
@@ -125,11 +125,9 @@ class TestAClass:
         assert "right; it fails because your attention_scores (1.1) does" in page.read_text()
 
     def test_what_is_wrong_by_itself_is_told_as_if_the_rest_were_right(self, graded):
-        text = " ".join(outcomes(graded[1]["two_mistakes"])["attend"]["text"].split())
-        assert (
-            "2 times the expected one" in text
-            and "attention_scores, which it calls, is not right either" in text
-        )
+        told = outcomes(graded[1]["two_mistakes"])["attend"]
+        assert (told["cause"], told["named"]) == ("softmax-over-queries", True)
+        assert "attention_scores, which it calls, is not right either" in " ".join(told["text"].split())
         assert outcomes(graded[1]["two_mistakes"])["SingleHead"]["after"] == ["attention_scores", "attend"]
 
     def test_who_imports_the_very_answer_has_borrowed_it(self, graded):
