@@ -128,7 +128,7 @@ def given(root: Path) -> dict[str, dict[str, float]]:
 def pages(root: Path) -> dict[str, str]:
     """The score that each learner's page shows."""
     found = (root / "grading" / "feedback").glob(f"*/{course.LESSON}/{course.LESSON}.html")
-    return {path.parent.parent.name: re.search(r"Score: ([\d.]+)", path.read_text())[1] for path in found}
+    return {path.parent.parent.name: re.search(r"<strong>([\d.]+) of", path.read_text())[1] for path in found}
 
 
 def finish(running: subprocess.Popen, code: int = 0) -> dict:
