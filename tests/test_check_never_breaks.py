@@ -73,7 +73,7 @@ def test_whatever_comes_back_the_check_and_the_grader_have_a_word_for_it(exercis
     holds()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
 def test_every_single_way_to_spoil_an_answer_has_an_outcome(exercise):
     for change in spoilt.RESULTS.values():

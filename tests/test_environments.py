@@ -1,6 +1,6 @@
 """The course in somebody else's environment: what libraries say there costs no mark, fails no test, frightens nobody.
 
-The few environments of `TOGETHER` are tried each time, each alone (`ALONE`) only among the slow tests. With another
+The few environments of `TOGETHER` are tried each time, each alone (`ALONE`) only where every combination is asked for (-m exhaustive). With another
 build of torch (PyPI's default one for Linux brings CUDA), run this file with that Python.
 """
 
@@ -91,9 +91,9 @@ TOGETHER = {
         *("no compiler", "the C locale", "a time zone that is not there", "a dumb terminal", "no network"),
     ),
 }
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive  # each environment alone; those together are always tried
 CASES = [pytest.param(name, id=name) for name in TOGETHER]
-CASES += [pytest.param(name, id=name, marks=slow) for name in ALONE]
+CASES += [pytest.param(name, id=name, marks=exhaustive) for name in ALONE]
 
 # Stands for what an installed library does; it lies in a folder that is called as theirs is.
 LIBRARY = """
@@ -282,7 +282,7 @@ def test_a_clone_may_lie_in_a_path_with_spaces_and_letters_that_are_not_ascii(tm
     assert outputs["check"] == [("stdout", f"{clone / 'mha_course' / '__init__.py'}\n")]
 
 
-@slow
+@exhaustive
 @pytest.mark.parametrize("lesson", ["00_start_here", "07_gpu"])
 @pytest.mark.parametrize("name", TOGETHER)
 def test_a_whole_lesson_runs_clean(name, lesson, tmp_path, monkeypatch):
