@@ -122,10 +122,9 @@ def attend_by_loop(q, k, v, H):
     ValueError if H does not divide E.
     """
     ### BEGIN SOLUTION
-    E = q.shape[-1]
+    E, D = q.shape[-1], q.shape[-1] // H
     if E % H:
         raise ValueError(f"{E} features cannot be shared out evenly among {H} heads")
-    D = E // H
     outputs, weights = [], []
     for h in range(H):
         mine = slice(h * D, (h + 1) * D)
@@ -529,21 +528,12 @@ print("heads   parameters   multiplications   weights to keep")
 for H in (1, 2, 4, 8):
     with FlopCounterMode(display=False) as counter:
         _, weights = attend_in_parallel(tokens, tokens, tokens, H)
-    multiplications = counter.get_total_flops() // 2
-    print(
-        f"{H:5} {projection_parameters(64, H, bias=True):12} "
-        f"{multiplications:17} {weights.numel():17}"
-    )
-guesses = [
-    "none" if guess is ... else guess
-    for guess in (times_the_parameters, times_the_multiplications)
-]
-print(
-    "\nyour guess, times as many: parameters",
-    guesses[0],
-    "and multiplications",
-    guesses[1],
-)
+    products = counter.get_total_flops() // 2
+    parameters = projection_parameters(64, H, bias=True)
+    print(f"{H:5} {parameters:12} {products:17} {weights.numel():17}")
+guesses = times_the_parameters, times_the_multiplications
+p, m = ["none" if guess is ... else guess for guess in guesses]
+print(f"\nyour guess, times as many: parameters {p} and multiplications {m}")
 
 # %% [markdown]
 # **Times one, both.** More heads are narrower heads: $H$ heads of $D$ features are $H \cdot D = E$ features, whatever
@@ -826,18 +816,12 @@ with torch.no_grad():
     torchs.in_proj_weight.copy_(torch.eye(12).repeat(3, 1))
     torchs.out_proj.weight.copy_(torch.eye(12))
     theirs, their_weights = torchs(q, k, v, attn_mask=~mask, average_attn_weights=False)
-print(
-    "outputs:",
-    (mine - theirs).abs().max().item(),
-    "  weights:",
-    (weights - their_weights).abs().max().item(),
-)
+gap = (mine - theirs).abs().max().item()
+print("outputs:", gap, "  weights:", (weights - their_weights).abs().max().item())
 for H in (1, 2, 4, 8):
     count = sum(p.numel() for p in nn.MultiheadAttention(64, H).parameters())
-    print(
-        f"{H} heads: torch has {count} parameters, "
-        f"you counted {projection_parameters(64, H, bias=True)}"
-    )
+    yours = projection_parameters(64, H, bias=True)
+    print(f"{H} heads: torch has {count} parameters, you counted {yours}")
 
 # %% [markdown]
 # ## Recap
