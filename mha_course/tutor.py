@@ -120,7 +120,7 @@ def _identify(answer: Any) -> tuple[str, Any]:
         exercises.find(kind)
     except KeyError:
         raise CannotCheck(
-            f"check() was given {'an' if kind[0] in 'aeiou' else 'a'} {kind}. Give it the function itself, "
+            f"check() was given {with_article(kind)}. Give it the function itself, "
             "without calling it: check(attend), not check(attend(q, k, v))."
         ) from None
     raise CannotCheck(
@@ -340,12 +340,16 @@ def _sounds_like(name: str) -> str:
     shell = _shell()
     own = getattr(shell, "user_ns", {})
     names = [n for n, x in own.items() if isinstance(n, str) and callable(x) and not n.startswith("_")]
-    near = [n for n in difflib.get_close_matches(name, names, n=3, cutoff=0.8) if n not in _known_names()]
-    return near[0] if near else ""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+    return next((n for n in near if _item(n) is None), "")
 
 
-def _known_names() -> set[str]:
-    return {item.name for lesson in exercises.lessons() for item in (*lesson.exercises, *lesson.questions)}
+def _item(name: str) -> Exercise | Question | None:
+    """The exercise or question of that name; ``None`` if there is none."""
+    try:
+        return exercises.find(name)
+    except KeyError:
+        return None
 
 
 # ------------------------------------------------------------------------------------- showing
@@ -408,10 +412,7 @@ def _kind_about_missing_names(
 ) -> list[str]:
     """A NameError for an exercise's name means: there is no answer yet."""
     name = getattr(error, "name", None)
-    try:
-        item = exercises.find(name) if name else None
-    except KeyError:
-        item = None
+    item = _item(name) if name else None
     if item is None:
         lines = shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)
         shell._showtraceback(kind, error, lines)
